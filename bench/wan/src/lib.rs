@@ -1,0 +1,1 @@
+//! An emulated wide-area network: UDP relays with delay, loss and cuts

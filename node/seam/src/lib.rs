@@ -1,0 +1,1 @@
+//! The seams to the outside world (time, randomness, network, disk), the record codec and the limits

@@ -1,0 +1,1 @@
+//! The Meridian region server and the meridian command

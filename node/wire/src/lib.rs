@@ -1,0 +1,1 @@
+//! ZooKeeper's client protocol: jute records and frames
