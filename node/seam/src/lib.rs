@@ -1,1 +1,36 @@
-//! The seams to the outside world (time, randomness, network, disk), the record codec and the limits
+//! The seams to the outside world: everything that a server needs and that is not a function of its
+//! inputs comes in through an [`Environment`]: time, randomness, network, disk.
+//!
+//! Production hands in [`Environment::production`]; a simulation hands in its own implementations and
+//! runs the same code. The crate also holds what both sides of every seam must agree on: the codec of
+//! our own records ([`codec`]) and the bounds of queues, frames and tables ([`limits`]).
+
+pub mod clock;
+pub mod codec;
+pub mod entropy;
+pub mod limits;
+pub mod net;
+
+use std::sync::Arc;
+
+/// What a server may touch of the outside world.
+#[derive(Clone)]
+pub struct Environment {
+    /// Wall-clock and monotonic time.
+    pub clock: Arc<dyn clock::Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn entropy::Entropy>,
+    /// Sockets.
+    pub net: Arc<dyn net::Net>,
+}
+
+impl Environment {
+    /// The real clock, the operating system's randomness and real sockets.
+    pub fn production() -> Self {
+        Self {
+            clock: Arc::new(clock::SystemClock::new()),
+            entropy: Arc::new(entropy::SystemEntropy),
+            net: Arc::new(net::SystemNet),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The bound of every queue, frame, batch and table, each with its reason and with what happens when
+//! it is reached.
+
+/// Default of `jute.maxbuffer`: the largest frame taken from a client (ZooKeeper's default, 0xfffff).
+/// A longer one closes that connection.
+pub const CLIENT_FRAME_BYTES_MAX: usize = 0xf_ffff;
+
+/// Requests of one connection that are read but not yet answered. Beyond it the server stops reading
+/// from that connection until answers went out: the client feels back-pressure, nobody else does.
+pub const CONNECTION_REQUESTS_MAX: usize = 1_024;
+
+/// Bytes of answers and events waiting for one slow client before it is disconnected.
+pub const CONNECTION_OUTPUT_BYTES_MAX: usize = 64 << 20;
+
+/// Client connections per server, all addresses together. Beyond it new ones are closed at once.
+pub const CONNECTIONS_MAX: usize = 65_536;
+
+/// Writes of one server that are not yet applied. Beyond it its connections wait, which is the
+/// counterpart of ZooKeeper's globalOutstandingLimit.
+pub const SERVER_WRITES_MAX: usize = 65_536;
+
+/// Commands in one batch, which is one log record: bounds the time a batch takes to apply.
+pub const BATCH_COMMANDS_MAX: usize = 4_096;
+
+/// Bytes in one batch: one log record and one replication message stay small against the memory.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Batches proposed and not yet applied. Two keep the disk and the network busy at once; more would
+/// only make batches smaller.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
+
+/// Commands waiting at the leader for a batch. Beyond it a forwarding server is not read from.
+pub const LEADER_QUEUE_COMMANDS_MAX: usize = 131_072;
+
+/// Largest message between the servers of a region: a batch with its frame, or a snapshot chunk.
+pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of a snapshot sent in one message.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+
+/// Append messages to one follower under way at a time.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// Sessions of a region. Beyond it new ones are refused.
+pub const SESSIONS_MAX: usize = 1_000_000;
+
+/// Length of a znode path in bytes. ZooKeeper bounds it by the frame alone; here a path is also part of
+/// watch events and of index keys.
+pub const PATH_BYTES_MAX: usize = 64 << 10;
+
+/// Writes of a region that wait to be ordered elsewhere (by the global group or by a subtree's home).
+/// Beyond it further ones are answered with connectionLoss at once: the other side is not reachable.
+pub const OUTBOX_REQUESTS_MAX: usize = 65_536;
+
+/// Bytes of the same.
+pub const OUTBOX_BYTES_MAX: usize = 64 << 20;
+
+/// Requests forwarded to another region in one message.
+pub const FORWARD_REQUESTS_MAX: usize = 1_024;
+
+/// Bytes of the same; a single larger request goes alone.
+pub const FORWARD_BYTES_MAX: usize = 1 << 20;
+
+/// Records of a homed subtree kept for regions that lag. A region further behind gets a snapshot.
+pub const MIRROR_RECORDS_MAX: usize = 100_000;
+
+/// Bytes of the same.
+pub const MIRROR_BYTES_MAX: usize = 64 << 20;
+
+/// Largest message between regions.
+pub const BRIDGE_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Entries of the global group kept after a snapshot point for regions that lag.
+pub const GLOBAL_LOG_ENTRIES_KEPT: u64 = 20_000;
+
+/// Regions of a mesh: the region's number is the highest byte of its session identifiers.
+pub const REGIONS_MAX: usize = 127;
+
+/// Servers of a region: the number is the second byte of the session identifiers.
+pub const SERVERS_MAX: usize = 255;
+
+/// Subtrees of a mesh.
+pub const SUBTREES_MAX: usize = 1_000;

@@ -1,0 +1,104 @@
+//! Sockets: TCP for clients and for the servers of a region, UDP for QUIC between regions.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A connected byte stream.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// A connected byte stream of any kind.
+pub type BoxStream = Box<dyn Stream>;
+
+/// Accepts connections on one address.
+pub trait Listener: Send + Sync {
+    /// The next connection and the address of its other end.
+    fn accept(&self) -> BoxFuture<'_, io::Result<(BoxStream, SocketAddr)>>;
+
+    /// The address bound, with the port that was chosen if port 0 was asked for.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// Makes sockets.
+pub trait Net: Send + Sync + 'static {
+    /// Binds `address` (`host:port`) for TCP.
+    fn listen(&self, address: String) -> BoxFuture<'static, io::Result<Box<dyn Listener>>>;
+
+    /// Connects to `address` (`host:port`), resolving the name anew every time.
+    fn connect(&self, address: String) -> BoxFuture<'static, io::Result<BoxStream>>;
+
+    /// Resolves `address` (`host:port`), anew every time.
+    fn resolve(&self, address: String) -> BoxFuture<'static, io::Result<SocketAddr>>;
+
+    /// Binds a UDP socket for a QUIC endpoint.
+    fn bind_udp(&self, address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
+
+    /// The timers and tasks that QUIC runs on.
+    fn quic_runtime(&self) -> Arc<dyn quinn::Runtime>;
+}
+
+/// The operating system's sockets.
+#[derive(Debug, Default)]
+pub struct SystemNet;
+
+impl Net for SystemNet {
+    fn listen(&self, address: String) -> BoxFuture<'static, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener = TcpListener::bind(&address).await.map_err(|e| named(&address, "listen on", &e))?;
+            Ok(Box::new(SystemListener(listener)) as Box<dyn Listener>)
+        })
+    }
+
+    fn connect(&self, address: String) -> BoxFuture<'static, io::Result<BoxStream>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(&address).await.map_err(|e| named(&address, "connect to", &e))?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as BoxStream)
+        })
+    }
+
+    fn resolve(&self, address: String) -> BoxFuture<'static, io::Result<SocketAddr>> {
+        Box::pin(async move {
+            let mut found =
+                tokio::net::lookup_host(&address).await.map_err(|e| named(&address, "resolve", &e))?;
+            found
+                .next()
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")))
+        })
+    }
+
+    fn bind_udp(&self, address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+        let socket =
+            std::net::UdpSocket::bind(address).map_err(|e| named(&address.to_string(), "bind UDP", &e))?;
+        self.quic_runtime().wrap_udp_socket(socket)
+    }
+
+    fn quic_runtime(&self) -> Arc<dyn quinn::Runtime> {
+        Arc::new(quinn::TokioRuntime)
+    }
+}
+
+fn named(address: &str, verb: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot {verb} {address}: {error}"))
+}
+
+struct SystemListener(TcpListener);
+
+impl Listener for SystemListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(BoxStream, SocketAddr)>> {
+        Box::pin(async move {
+            let (stream, peer) = self.0.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok((Box::new(stream) as BoxStream, peer))
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
