@@ -1,1 +1,15 @@
-//! The bridge between regions: QUIC transport, the global group, leases, homes and mirrors
+//! The bridge between regions.
+//!
+//! Each region orders its own writes with its own ensemble. This crate makes chosen subtrees common to
+//! several regions:
+//!
+//! * [`state`] is the part of a region's replicated state that belongs to the federation: the stored
+//!   log of the global group, the outboxes of requests that another region must order, the retained
+//!   records of subtrees that this region is home of. It is pure: a deterministic function of commands.
+//! * [`mesh`] names the regions and the shared subtrees.
+//!
+//! The crate knows nothing of znodes, sessions or clients. It orders opaque requests for numbered
+//! subtrees and sees its region through one trait that the region server implements.
+
+pub mod mesh;
+pub mod state;
