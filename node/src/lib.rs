@@ -1,1 +1,3 @@
-//! The Meridian region server and the meridian command
+//! The Meridian region server.
+
+pub mod tree;
