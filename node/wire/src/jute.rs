@@ -1,0 +1,154 @@
+//! Jute's primitive types: big-endian numbers, and buffers, strings and vectors behind a length.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::WireError;
+
+/// Reads jute fields off the front of a record.
+pub(crate) struct Input<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    pub(crate) fn new(record: &'a [u8]) -> Self {
+        Self { rest: record }
+    }
+
+    /// The bytes not read yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    pub(crate) fn int(&mut self) -> Result<i32, WireError> {
+        self.array().map(i32::from_be_bytes)
+    }
+
+    pub(crate) fn long(&mut self) -> Result<i64, WireError> {
+        self.array().map(i64::from_be_bytes)
+    }
+
+    /// Any byte but zero is true, as in Java.
+    pub(crate) fn boolean(&mut self) -> Result<bool, WireError> {
+        let [byte] = self.array()?;
+        Ok(byte != 0)
+    }
+
+    /// Bytes behind their length; `None` for null.
+    pub(crate) fn buffer(&mut self) -> Result<Option<&'a [u8]>, WireError> {
+        match self.length()? {
+            None => Ok(None),
+            Some(length) => self.take(length).map(Some),
+        }
+    }
+
+    /// A string; `None` for null.
+    pub(crate) fn nullable_string(&mut self) -> Result<Option<&'a str>, WireError> {
+        self.buffer()?.map(std::str::from_utf8).transpose().map_err(|_| WireError::NotUtf8)
+    }
+
+    /// A string; null reads as empty.
+    pub(crate) fn string(&mut self) -> Result<&'a str, WireError> {
+        Ok(self.nullable_string()?.unwrap_or_default())
+    }
+
+    /// A vector whose elements take at least `element_bytes_min` (> 0) each; null reads as empty.
+    ///
+    /// A count that the rest of the record can't hold is refused before anything is allocated.
+    pub(crate) fn vector<T>(
+        &mut self,
+        element_bytes_min: usize,
+        mut element: impl FnMut(&mut Self) -> Result<T, WireError>,
+    ) -> Result<Vec<T>, WireError> {
+        let count = self.length()?.unwrap_or(0);
+        let needed = count.saturating_mul(element_bytes_min);
+        if needed > self.rest.len() {
+            return Err(self.truncated(needed));
+        }
+        let mut elements = Vec::with_capacity(count);
+        for _ in 0..count {
+            elements.push(element(self)?);
+        }
+        Ok(elements)
+    }
+
+    pub(crate) fn strings(&mut self) -> Result<Vec<&'a str>, WireError> {
+        self.vector(LENGTH_BYTES, Self::string)
+    }
+
+    fn length(&mut self) -> Result<Option<usize>, WireError> {
+        match self.int()? {
+            NULL => Ok(None),
+            length => usize::try_from(length).map(Some).map_err(|_| WireError::NegativeLength(length)),
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or_else(|| self.truncated(length))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or_else(|| self.truncated(N))?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    fn truncated(&self, needed: usize) -> WireError {
+        WireError::Truncated { needed, remaining: self.rest.len() }
+    }
+}
+
+/// The length of a null buffer, string or vector.
+const NULL: i32 = -1;
+
+/// The length in front of every string, buffer and vector.
+pub(crate) const LENGTH_BYTES: usize = 4;
+
+pub(crate) fn put_boolean(value: bool, out: &mut BytesMut) {
+    out.put_u8(u8::from(value));
+}
+
+pub(crate) fn put_buffer(value: &[u8], out: &mut BytesMut) {
+    out.reserve(LENGTH_BYTES + value.len());
+    put_length(value.len(), out);
+    out.extend_from_slice(value);
+}
+
+pub(crate) fn put_nullable_buffer(value: Option<&[u8]>, out: &mut BytesMut) {
+    match value {
+        Some(value) => put_buffer(value, out),
+        None => out.put_i32(NULL),
+    }
+}
+
+pub(crate) fn put_string(value: &str, out: &mut BytesMut) {
+    put_buffer(value.as_bytes(), out);
+}
+
+pub(crate) fn put_nullable_string(value: Option<&str>, out: &mut BytesMut) {
+    put_nullable_buffer(value.map(str::as_bytes), out);
+}
+
+/// Writes a vector of as many elements as the iterator turns out to have.
+pub(crate) fn put_vector<T>(
+    elements: impl IntoIterator<Item = T>,
+    out: &mut BytesMut,
+    mut put: impl FnMut(T, &mut BytesMut),
+) {
+    let count_at = out.len();
+    out.put_i32(0);
+    let mut count = 0_i32;
+    for element in elements {
+        put(element, out);
+        count = count.saturating_add(1);
+    }
+    if let Some(field) = out.get_mut(count_at..count_at + LENGTH_BYTES) {
+        field.copy_from_slice(&count.to_be_bytes());
+    }
+}
+
+/// A length past `i32::MAX` is never sent: `finish_frame` refuses the frame that holds it.
+fn put_length(length: usize, out: &mut BytesMut) {
+    out.put_i32(i32::try_from(length).unwrap_or(i32::MAX));
+}
