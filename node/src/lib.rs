@@ -1,3 +1,4 @@
 //! The Meridian region server.
 
 pub mod tree;
+pub mod txn;

@@ -1,0 +1,299 @@
+//! A client's write, checked and applied to the tree with ZooKeeper's results and error codes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::OrdSet;
+use meridian_bridge::mesh::{Mesh, SubtreeId};
+use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, perms};
+use meridian_wire::{validate_path, validate_sequential_path};
+
+use super::{MultiResult, Outcome, Reply, acl};
+use crate::tree::{Acl, Times, Tree, Znode, split_path};
+
+/// Everything besides the tree that a request's result may depend on.
+pub struct Context<'a> {
+    /// The subtree table.
+    pub mesh: &'a Mesh,
+    /// The subtree that orders this request; its paths must lie in subtrees of the same orderer, which
+    /// the caller has checked.
+    pub zxid: i64,
+    /// The time that the order gave it, ms since the Unix epoch.
+    pub time_ms: i64,
+    /// The session that asks.
+    pub session: i64,
+    /// Encoded identities of the client.
+    pub identities: &'a [u8],
+    /// Whether the session may own ephemerals here.
+    pub ephemerals: Ephemerals,
+}
+
+/// Whether a session may own ephemerals in the subtree of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ephemerals {
+    /// Yes.
+    Allowed,
+    /// Its region has lost its lease since the request was sent: the session has ended here.
+    SessionExpired,
+}
+
+/// A change that watches may wait for. Its zxid is the region's, set by the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventType,
+    /// To which znode.
+    pub path: Arc<str>,
+    /// The region's zxid of the change.
+    pub zxid: i64,
+}
+
+/// Applies a write. `events` gets what watches may wait for; on an error nothing has changed.
+pub fn apply(tree: &mut Tree, context: &Context<'_>, request: &Request<'_>, events: &mut Vec<Event>) -> Outcome {
+    let result = match request {
+        Request::Multi(operations) => return apply_multi(tree, context, operations, events),
+        Request::Sync { path } => Ok(Reply::Path((*path).into())),
+        other => apply_one(tree, context, other, events).map(|done| match done {
+            MultiResult::Created(path, None) => Reply::Path(path),
+            MultiResult::Created(path, Some(stat)) => Reply::PathStat(path, stat),
+            MultiResult::Set(stat) => Reply::Stat(stat),
+            MultiResult::Done(_) | MultiResult::Failed(_) => Reply::Empty,
+        }),
+    };
+    result.map_or_else(Outcome::error, Outcome::ok)
+}
+
+/// All or nothing: the first failure takes back what came before it.
+fn apply_multi(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    operations: &[Request<'_>],
+    events: &mut Vec<Event>,
+) -> Outcome {
+    let (before, events_before) = (tree.clone(), events.len());
+    let mut results = Vec::with_capacity(operations.len());
+    for (index, operation) in operations.iter().enumerate() {
+        match apply_one(tree, context, operation, events) {
+            Ok(result) => results.push(result),
+            Err(error) => {
+                *tree = before;
+                events.truncate(events_before);
+                return Outcome::ok(Reply::Multi(failed_multi(operations.len(), index, error)));
+            }
+        }
+    }
+    Outcome::ok(Reply::Multi(results))
+}
+
+/// Results of a multi whose operation `index` failed: ok before it, its error, and
+/// runtimeInconsistency after it.
+fn failed_multi(count: usize, index: usize, error: ErrorCode) -> Vec<MultiResult> {
+    (0..count)
+        .map(|i| match i.cmp(&index) {
+            std::cmp::Ordering::Less => MultiResult::Failed(ErrorCode::Ok),
+            std::cmp::Ordering::Equal => MultiResult::Failed(error),
+            std::cmp::Ordering::Greater => MultiResult::Failed(ErrorCode::RuntimeInconsistency),
+        })
+        .collect()
+}
+
+fn apply_one(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    request: &Request<'_>,
+    events: &mut Vec<Event>,
+) -> Result<MultiResult, ErrorCode> {
+    match request {
+        Request::Create(create) => create_znode(tree, context, create, false, events),
+        Request::Create2(create) => create_znode(tree, context, create, true, events),
+        Request::Delete { path, version } => delete_znode(tree, context, path, *version, events),
+        Request::SetData { path, data, version } => set_data(tree, context, path, *data, *version, events),
+        Request::SetAcl { path, acl, version } => set_acl(tree, context, path, acl, *version),
+        Request::Check { path, version } => {
+            let znode = readable(tree, path)?;
+            permit(context, znode, perms::READ)?;
+            expect_version(*version, znode.times.version)?;
+            Ok(MultiResult::Done(OpCode::Check))
+        }
+        _ => Err(ErrorCode::Unimplemented),
+    }
+}
+
+fn create_znode(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    create: &Create<'_>,
+    with_stat: bool,
+    events: &mut Vec<Event>,
+) -> Result<MultiResult, ErrorCode> {
+    let mode = CreateMode::try_from(create.flags).map_err(|_| ErrorCode::BadArguments)?;
+    if mode.is_container() || mode.is_ttl() {
+        return Err(ErrorCode::Unimplemented);
+    }
+    if mode.is_ephemeral() && context.ephemerals == Ephemerals::SessionExpired {
+        return Err(ErrorCode::SessionExpired);
+    }
+    let parent_path = parent_of_new(create.path)?;
+    let resolved = acl::resolve(&create.acl, context.identities).ok_or(ErrorCode::InvalidAcl)?;
+    let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
+    permit(context, parent, perms::CREATE)?;
+    let path: Arc<str> = if mode.is_sequential() {
+        validate_sequential_path(create.path).map_err(|_| ErrorCode::BadArguments)?;
+        format!("{}{:010}", create.path, parent.times.cversion).into()
+    } else {
+        validate_path(create.path).map_err(|_| ErrorCode::BadArguments)?;
+        create.path.into()
+    };
+    if tree.get(&path).is_some() {
+        return Err(ErrorCode::NodeExists);
+    }
+    if parent.owner != 0 {
+        return Err(ErrorCode::NoChildrenForEphemerals);
+    }
+    // Most znodes have their parent's ACL: one copy serves them all.
+    let acl: Arc<[Acl]> = if *parent.acl == *resolved { parent.acl.clone() } else { resolved };
+    let znode = Znode {
+        subtree: context.mesh.subtree_of(&path),
+        data: create.data.map(Bytes::copy_from_slice),
+        acl,
+        owner: if mode.is_ephemeral() { context.session } else { 0 },
+        times: Times {
+            czxid: context.zxid,
+            mzxid: context.zxid,
+            pzxid: context.zxid,
+            ctime: context.time_ms,
+            mtime: context.time_ms,
+            ..Times::default()
+        },
+        children: OrdSet::new(),
+    };
+    let stat = with_stat.then(|| znode.stat());
+    events.push(Event { kind: EventType::NodeCreated, path: path.clone(), zxid: 0 });
+    events.push(Event { kind: EventType::NodeChildrenChanged, path: parent_path.into(), zxid: 0 });
+    tree.create(path.clone(), znode);
+    Ok(MultiResult::Created(path, stat))
+}
+
+/// The parent's path of a znode to create; the path itself is checked once the parent is found, as
+/// ZooKeeper does.
+fn parent_of_new(path: &str) -> Result<&str, ErrorCode> {
+    match path.rfind('/') {
+        None => Err(ErrorCode::BadArguments),
+        Some(_) if path.contains('\0') => Err(ErrorCode::BadArguments),
+        Some(0) => Ok("/"),
+        Some(slash) => Ok(&path[..slash]),
+    }
+}
+
+fn delete_znode(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    path: &str,
+    version: i32,
+    events: &mut Vec<Event>,
+) -> Result<MultiResult, ErrorCode> {
+    let (parent_path, _) = split_path(path).ok_or(ErrorCode::BadArguments)?;
+    let fixed = path == "/zookeeper"
+        || path.starts_with("/zookeeper/")
+        || context.mesh.subtrees().any(|(_, subtree)| subtree.path == path);
+    if fixed {
+        return Err(ErrorCode::BadArguments);
+    }
+    let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
+    let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
+    permit(context, parent, perms::DELETE)?;
+    expect_version(version, znode.times.version)?;
+    if !znode.children.is_empty() {
+        return Err(ErrorCode::NotEmpty);
+    }
+    remove_znode(tree, path, context.zxid, events);
+    Ok(MultiResult::Done(OpCode::Delete))
+}
+
+/// Deletes a znode that may be deleted, and says so to the watches.
+pub fn remove_znode(tree: &mut Tree, path: &str, zxid: i64, events: &mut Vec<Event>) {
+    tree.delete(path, zxid);
+    events.push(Event { kind: EventType::NodeDeleted, path: path.into(), zxid: 0 });
+    if let Some((parent, _)) = split_path(path) {
+        events.push(Event { kind: EventType::NodeChildrenChanged, path: parent.into(), zxid: 0 });
+    }
+}
+
+/// Deletes the ephemerals of a session that lie in subtrees of one kind.
+pub fn remove_ephemerals(
+    tree: &mut Tree,
+    session: i64,
+    zxid: i64,
+    concerns: impl Fn(SubtreeId) -> bool,
+    events: &mut Vec<Event>,
+) {
+    let paths: Vec<Arc<str>> = tree
+        .ephemerals_of(session)
+        .filter(|path| tree.get(path).is_some_and(|znode| concerns(znode.subtree)))
+        .cloned()
+        .collect();
+    for path in paths {
+        remove_znode(tree, &path, zxid, events);
+    }
+}
+
+fn set_data(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    path: &str,
+    data: Option<&[u8]>,
+    version: i32,
+    events: &mut Vec<Event>,
+) -> Result<MultiResult, ErrorCode> {
+    let znode = readable(tree, path)?;
+    permit(context, znode, perms::WRITE)?;
+    expect_version(version, znode.times.version)?;
+    let mut stat = znode.stat();
+    tree.change(path, |znode| {
+        znode.data = data.map(Bytes::copy_from_slice);
+        // A version of -1 would read as "any": it is skipped, as in ZooKeeper.
+        znode.times.version = match znode.times.version.wrapping_add(1) {
+            -1 => 0,
+            next => next,
+        };
+        znode.times.mzxid = context.zxid;
+        znode.times.mtime = context.time_ms;
+        stat = znode.stat();
+    });
+    events.push(Event { kind: EventType::NodeDataChanged, path: path.into(), zxid: 0 });
+    Ok(MultiResult::Set(stat))
+}
+
+fn set_acl(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    path: &str,
+    asked: &[meridian_wire::Acl<'_>],
+    version: i32,
+) -> Result<MultiResult, ErrorCode> {
+    validate_path(path).map_err(|_| ErrorCode::BadArguments)?;
+    let resolved = acl::resolve(asked, context.identities).ok_or(ErrorCode::InvalidAcl)?;
+    let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
+    permit(context, znode, perms::ADMIN)?;
+    expect_version(version, znode.times.aversion)?;
+    let mut stat = znode.stat();
+    tree.change(path, |znode| {
+        znode.acl = resolved;
+        znode.times.aversion = znode.times.aversion.wrapping_add(1);
+        stat = znode.stat();
+    });
+    Ok(MultiResult::Set(stat))
+}
+
+fn readable<'t>(tree: &'t Tree, path: &str) -> Result<&'t Arc<Znode>, ErrorCode> {
+    validate_path(path).map_err(|_| ErrorCode::BadArguments)?;
+    tree.get(path).ok_or(ErrorCode::NoNode)
+}
+
+fn permit(context: &Context<'_>, znode: &Znode, wanted: i32) -> Result<(), ErrorCode> {
+    acl::permits(&znode.acl, wanted, context.identities).then_some(()).ok_or(ErrorCode::NoAuth)
+}
+
+fn expect_version(expected: i32, actual: i32) -> Result<(), ErrorCode> {
+    (expected == -1 || expected == actual).then_some(()).ok_or(ErrorCode::BadVersion)
+}

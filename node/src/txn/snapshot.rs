@@ -1,0 +1,402 @@
+//! The content of snapshots: a region's whole state, and the part that one orderer orders.
+//!
+//! Both are sequences of bounded records, so that neither side ever holds a second copy of everything
+//! in encoded form, and both end in counts and digests that must agree before anything is replaced: an
+//! incomplete source deletes nothing.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::OrdSet;
+use meridian_bridge::mesh::{Mesh, Orderer, SubtreeId};
+use meridian_bridge::state::{Federation, GlobalEntry, Order, Outbox, Pending, Staging};
+use meridian_seam::codec::{self, CodecError};
+use meridian_seam::limits;
+use meridian_wire::EventType;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::request::Event;
+use super::state::{Session, State};
+use crate::tree::{Acl, Times, Tree, Znode};
+
+/// Why a snapshot can't be used.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// A record does not decode.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The records are not all there or do not belong together.
+    #[error("incomplete or inconsistent snapshot: {0}")]
+    Incomplete(&'static str),
+}
+
+/// A znode with its path.
+#[derive(Debug, Serialize, Deserialize)]
+struct ZnodeRecord {
+    path: Arc<str>,
+    subtree: SubtreeId,
+    data: Option<Bytes>,
+    acl: Vec<Acl>,
+    owner: i64,
+    times: Times,
+}
+
+impl ZnodeRecord {
+    fn new(path: &Arc<str>, znode: &Znode) -> Self {
+        Self {
+            path: path.clone(),
+            subtree: znode.subtree,
+            data: znode.data.clone(),
+            acl: znode.acl.to_vec(),
+            owner: znode.owner,
+            times: znode.times,
+        }
+    }
+
+    /// About the length of the encoded record, for cutting batches.
+    fn weight(&self) -> usize {
+        let acl: usize = self.acl.iter().map(|a| a.scheme.len() + a.id.len() + 8).sum();
+        self.path.len() + self.data.as_ref().map_or(0, Bytes::len) + acl + 64
+    }
+
+    fn into_znode(self) -> (Arc<str>, Znode) {
+        let znode = Znode {
+            subtree: self.subtree,
+            data: self.data,
+            acl: self.acl.into(),
+            owner: self.owner,
+            times: self.times,
+            children: OrdSet::new(),
+        };
+        (self.path, znode)
+    }
+}
+
+/// Cuts items into batches of about [`limits::SNAPSHOT_CHUNK_BYTES`].
+fn batches<T>(items: impl Iterator<Item = T>, weight: impl Fn(&T) -> usize) -> impl Iterator<Item = Vec<T>> {
+    let mut items = items.peekable();
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        while let Some(item) = items.next_if(|item| batch.is_empty() || bytes + weight(item) <= limits::SNAPSHOT_CHUNK_BYTES)
+        {
+            bytes += weight(&item);
+            batch.push(item);
+        }
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// Fills a tree so that parents come before their children.
+fn plant(tree: &mut Tree, znodes: BTreeMap<Arc<str>, Znode>) {
+    for (path, znode) in znodes {
+        tree.put(path, znode);
+    }
+}
+
+/// The content of everything that one orderer orders, at one position of its order.
+#[derive(Debug)]
+pub struct SubtreeSnapshot {
+    /// Whose content.
+    pub orderer: Orderer,
+    /// The position.
+    pub order: Order,
+    znodes: BTreeMap<Arc<str>, Znode>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum SubtreeRecord {
+    Header { orderer: Orderer, order: Order, znodes: u64, digests: Vec<(SubtreeId, u128)> },
+    Znodes(Vec<ZnodeRecord>),
+}
+
+impl SubtreeSnapshot {
+    /// Writes the content of what an orderer orders, as pieces for another region.
+    ///
+    /// # Errors
+    /// If the state has no such order.
+    pub fn write(state: &State, orderer: Orderer) -> Result<Vec<Bytes>, SnapshotError> {
+        let order = state.federation.orders.get(&orderer).ok_or(SnapshotError::Incomplete("no such order"))?;
+        let concerns = |subtree| state.is_ordered_by(subtree, orderer);
+        let znodes = || state.tree.iter().filter(|(_, z)| concerns(z.subtree));
+        let digests: Vec<_> = state
+            .mesh
+            .subtrees()
+            .filter(|(id, _)| concerns(*id))
+            .map(|(id, _)| (id, state.tree.digest(id)))
+            .collect();
+        let header =
+            SubtreeRecord::Header { orderer, order: order.clone(), znodes: znodes().count() as u64, digests };
+        let mut pieces = vec![codec::encode(&header)?.into()];
+        for batch in batches(znodes().map(|(p, z)| ZnodeRecord::new(p, z)), ZnodeRecord::weight) {
+            pieces.push(codec::encode(&SubtreeRecord::Znodes(batch))?.into());
+        }
+        Ok(pieces)
+    }
+
+    /// Reads and verifies what [`SubtreeSnapshot::write`] made.
+    ///
+    /// # Errors
+    /// If any of it is missing or differs.
+    pub fn read(pieces: &[Bytes]) -> Result<Self, SnapshotError> {
+        let (first, rest) = pieces.split_first().ok_or(SnapshotError::Incomplete("no pieces"))?;
+        let SubtreeRecord::Header { orderer, order, znodes: count, digests } = codec::decode(first)? else {
+            return Err(SnapshotError::Incomplete("no header"));
+        };
+        let mut znodes = BTreeMap::new();
+        for piece in rest {
+            let SubtreeRecord::Znodes(batch) = codec::decode(piece)? else {
+                return Err(SnapshotError::Incomplete("a second header"));
+            };
+            znodes.extend(batch.into_iter().map(ZnodeRecord::into_znode));
+        }
+        if znodes.len() as u64 != count {
+            return Err(SnapshotError::Incomplete("znodes are missing"));
+        }
+        let mut scratch = Tree::default();
+        plant(&mut scratch, znodes.clone());
+        if digests.iter().any(|(subtree, digest)| scratch.digest(*subtree) != *digest) {
+            return Err(SnapshotError::Incomplete("the digest differs"));
+        }
+        Ok(Self { orderer, order, znodes })
+    }
+
+    /// Replaces the content in a tree; `events` gets what has changed by it.
+    pub fn install(&self, tree: &mut Tree, mesh: &Mesh, events: &mut Vec<Event>) {
+        let before = tree.clone();
+        let subtrees = mesh.subtrees().filter(|(id, _)| mesh.orderer_of(*id) == Some(self.orderer));
+        let replaced: Vec<SubtreeId> = subtrees.map(|(id, _)| id).collect();
+        for subtree in &replaced {
+            tree.remove_subtree(*subtree);
+        }
+        plant(tree, self.znodes.clone());
+        let mut paths: Vec<&Arc<str>> =
+            before.iter().filter(|(_, z)| replaced.contains(&z.subtree)).map(|(p, _)| p).collect();
+        paths.extend(self.znodes.keys().filter(|p| before.get(p).is_none()));
+        paths.sort();
+        for path in paths {
+            push_difference(path, before.get(path), tree.get(path), events);
+        }
+    }
+}
+
+fn push_difference(path: &Arc<str>, before: Option<&Arc<Znode>>, after: Option<&Arc<Znode>>, events: &mut Vec<Event>) {
+    let mut push = |kind, path: Arc<str>| events.push(Event { kind, path, zxid: 0 });
+    match (before, after) {
+        (Some(old), Some(new)) => {
+            let same_life = old.times.czxid == new.times.czxid;
+            if !same_life {
+                push(EventType::NodeDeleted, path.clone());
+                push(EventType::NodeCreated, path.clone());
+            } else if old.times.mzxid != new.times.mzxid {
+                push(EventType::NodeDataChanged, path.clone());
+            }
+            if old.times.pzxid != new.times.pzxid {
+                push(EventType::NodeChildrenChanged, path.clone());
+            }
+        }
+        (Some(_), None) => push(EventType::NodeDeleted, path.clone()),
+        (None, Some(_)) => push(EventType::NodeCreated, path.clone()),
+        (None, None) => {}
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum RegionRecord {
+    Header {
+        region: u8,
+        mesh: Mesh,
+        zxid: i64,
+        term: u64,
+        time_ms: i64,
+        cursors: Vec<(u8, u32, u64)>,
+        /// Without its large parts, which follow as records of their own.
+        federation: Box<Federation>,
+    },
+    Sessions(Vec<(i64, Session)>),
+    Znodes(Vec<ZnodeRecord>),
+    GlobalLog(Vec<GlobalEntry>),
+    Outbox { orderer: Orderer, last: u64, requests: Vec<(u64, Pending)> },
+    Mirror { subtree: SubtreeId, first: u64, records: Vec<Bytes> },
+    StagedPiece { orderer: Orderer, transfer: u64, piece: Bytes },
+    End { sessions: u64, znodes: u64, digests: Vec<(SubtreeId, u128)> },
+}
+
+/// Writes a region's whole state.
+///
+/// # Errors
+/// If the writer fails.
+pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotError> {
+    let federation = &state.federation;
+    let mut small = federation.clone();
+    small.global.log = imbl::OrdMap::new();
+    small.outboxes = imbl::OrdMap::new();
+    small.mirrors = imbl::OrdMap::new();
+    small.staging = None;
+    put(
+        out,
+        &RegionRecord::Header {
+            region: state.region,
+            mesh: Mesh::clone(&state.mesh),
+            zxid: state.zxid,
+            term: state.term,
+            time_ms: state.time_ms,
+            cursors: state.cursors.iter().map(|(server, (boot, last))| (*server, *boot, *last)).collect(),
+            federation: Box::new(small),
+        },
+    )?;
+    for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
+        put(out, &RegionRecord::Sessions(batch))?;
+    }
+    for batch in batches(state.tree.iter().map(|(p, z)| ZnodeRecord::new(p, z)), ZnodeRecord::weight) {
+        put(out, &RegionRecord::Znodes(batch))?;
+    }
+    write_federation(federation, out)?;
+    let subtrees = std::iter::once(0).chain(state.mesh.subtrees().map(|(id, _)| id));
+    put(
+        out,
+        &RegionRecord::End {
+            sessions: state.sessions.len() as u64,
+            znodes: state.tree.len() as u64,
+            digests: subtrees.map(|id| (id, state.tree.digest(id))).collect(),
+        },
+    )
+}
+
+fn write_federation(federation: &Federation, out: &mut impl Write) -> Result<(), SnapshotError> {
+    let entry_weight = |entry: &GlobalEntry| match &entry.payload {
+        meridian_bridge::state::GlobalPayload::Command(bytes) => bytes.len() + 32,
+        _ => 1_024,
+    };
+    for batch in batches(federation.global.log.values().cloned(), entry_weight) {
+        put(out, &RegionRecord::GlobalLog(batch))?;
+    }
+    for (orderer, outbox) in &federation.outboxes {
+        // An empty outbox still counts: its numbers never start again.
+        put(out, &RegionRecord::Outbox { orderer: *orderer, last: outbox.last, requests: Vec::new() })?;
+        let requests = outbox.requests.iter().map(|(n, p)| (*n, p.clone()));
+        for requests in batches(requests, |(_, p)| p.request.len() + 32) {
+            put(out, &RegionRecord::Outbox { orderer: *orderer, last: outbox.last, requests })?;
+        }
+    }
+    for (subtree, mirror) in &federation.mirrors {
+        let mut first = mirror.first;
+        for records in batches(mirror.records.iter().cloned(), |r| r.len() + 8) {
+            let count = records.len() as u64;
+            put(out, &RegionRecord::Mirror { subtree: *subtree, first, records })?;
+            first += count;
+        }
+    }
+    if let Some(Staging { orderer, transfer, pieces }) = &federation.staging {
+        for piece in pieces {
+            let record = RegionRecord::StagedPiece { orderer: *orderer, transfer: *transfer, piece: piece.clone() };
+            put(out, &record)?;
+        }
+    }
+    Ok(())
+}
+
+fn put(out: &mut impl Write, record: &RegionRecord) -> Result<(), SnapshotError> {
+    let bytes = codec::encode(record)?;
+    let length = u32::try_from(bytes.len()).map_err(|_| SnapshotError::Incomplete("a record is too large"))?;
+    out.write_all(&length.to_le_bytes())?;
+    out.write_all(&bytes)?;
+    Ok(())
+}
+
+/// Reads and verifies what [`write_region`] wrote.
+///
+/// # Errors
+/// If any of it is missing or differs.
+pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
+    let RegionRecord::Header { region, mesh, zxid, term, time_ms, cursors, federation } = take(input)? else {
+        return Err(SnapshotError::Incomplete("no header"));
+    };
+    let mut state = State::new(region);
+    state.tree = Tree::default();
+    state.mesh = Arc::new(mesh);
+    (state.zxid, state.term, state.time_ms) = (zxid, term, time_ms);
+    state.cursors = cursors.into_iter().map(|(server, boot, last)| (server, (boot, last))).collect();
+    state.federation = *federation;
+    let mut znodes_read = BTreeMap::new();
+    loop {
+        match take(input)? {
+            RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
+            RegionRecord::Sessions(batch) => state.sessions.extend(batch),
+            RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
+            RegionRecord::End { sessions, znodes, digests } => {
+                share_acls(&mut znodes_read);
+                plant(&mut state.tree, znodes_read);
+                let whole = state.sessions.len() as u64 == sessions
+                    && state.tree.len() as u64 == znodes
+                    && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
+                return if whole { Ok(state) } else { Err(SnapshotError::Incomplete("counts or digests differ")) };
+            }
+            other => read_federation(&mut state.federation, other),
+        }
+    }
+}
+
+fn read_federation(federation: &mut Federation, record: RegionRecord) {
+    match record {
+        RegionRecord::GlobalLog(entries) => {
+            federation.global.log.extend(entries.into_iter().map(|e| (e.id.index, e)));
+        }
+        RegionRecord::Outbox { orderer, last, requests } => {
+            let outbox: &mut Outbox = federation.outboxes.entry(orderer).or_default();
+            outbox.last = last;
+            outbox.bytes += requests.iter().map(|(_, p)| p.request.len()).sum::<usize>();
+            outbox.requests.extend(requests);
+        }
+        RegionRecord::Mirror { subtree, first, records } => {
+            let mirror = federation.mirrors.entry(subtree).or_default();
+            if mirror.records.is_empty() {
+                mirror.first = first;
+            }
+            mirror.bytes += records.iter().map(Bytes::len).sum::<usize>();
+            mirror.records.extend(records);
+        }
+        RegionRecord::StagedPiece { orderer, transfer, piece } => {
+            let staging = federation.staging.get_or_insert(Staging { orderer, transfer, pieces: Vec::new() });
+            staging.pieces.push(piece);
+        }
+        RegionRecord::Header { .. }
+        | RegionRecord::Sessions(_)
+        | RegionRecord::Znodes(_)
+        | RegionRecord::End { .. } => {}
+    }
+}
+
+/// Gives a znode its parent's copy of the ACL where the two are equal.
+fn share_acls(znodes: &mut BTreeMap<Arc<str>, Znode>) {
+    let mut shared: std::collections::HashSet<Arc<[Acl]>> = std::collections::HashSet::new();
+    for znode in znodes.values_mut() {
+        match shared.get(&znode.acl) {
+            Some(acl) => znode.acl = acl.clone(),
+            None => {
+                shared.insert(znode.acl.clone());
+            }
+        }
+    }
+}
+
+fn take(input: &mut impl Read) -> Result<RegionRecord, SnapshotError> {
+    let mut length = [0; 4];
+    input.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > codec::RECORD_BYTES_MAX {
+        return Err(SnapshotError::Incomplete("a record is too large"));
+    }
+    let mut bytes = Vec::new();
+    input.by_ref().take(length as u64).read_to_end(&mut bytes)?;
+    if bytes.len() != length {
+        return Err(SnapshotError::Incomplete("it ends in the middle of a record"));
+    }
+    Ok(codec::decode(&bytes)?)
+}

@@ -1,0 +1,592 @@
+//! A region's replicated state and how the entries of its log change it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use foldhash::fast::FixedState;
+use imbl::{GenericHashMap, OrdMap, OrdSet};
+use meridian_bridge::mesh::{LOCAL, Mesh, Orderer, RegionId};
+use meridian_bridge::state::{self as federation, Caller, Content, Delivery, Federation};
+use meridian_seam::{codec, limits};
+use meridian_wire::{Create, CreateMode, ErrorCode, OpCode, PASSWORD_LENGTH, Request};
+use serde::{Deserialize, Serialize};
+
+use super::request::{self, Context, Ephemerals, Event};
+use super::snapshot::SubtreeSnapshot;
+use super::{Batch, ClientRequest, Command, Outcome, Reply, SharedRequest};
+use crate::tree::{Acl, Times, Tree, Znode, split_path};
+
+/// Sessions by identifier.
+pub type Sessions = GenericHashMap<i64, Session, FixedState, imbl::shared_ptr::DefaultSharedPtr>;
+
+/// Everything that the servers of a region agree on. Cloning is cheap: a clone is a consistent view.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// This region.
+    pub region: RegionId,
+    /// The table of the mesh; empty until it is formed.
+    pub mesh: Arc<Mesh>,
+    /// The region's zxid of the last write applied.
+    pub zxid: i64,
+    /// The term of the last entry applied: a new one starts a new epoch of zxids.
+    pub term: u64,
+    /// The time of the last entry applied, ms since the Unix epoch.
+    pub time_ms: i64,
+    /// The znodes.
+    pub tree: Tree,
+    /// The open sessions.
+    pub sessions: Sessions,
+    /// The last request applied from each server: its start and its number.
+    pub cursors: OrdMap<u8, (u32, u64)>,
+    /// The federation's part.
+    pub federation: Federation,
+}
+
+/// An open session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Ends if the session is not heard of for so long.
+    pub timeout_ms: u32,
+    /// What a client must know to take it up again.
+    pub password: [u8; PASSWORD_LENGTH],
+    /// The connection that may write.
+    pub owner: Owner,
+    /// Who has orders with ephemerals of this session, or may soon.
+    pub shared: OrdSet<Orderer>,
+}
+
+/// A connection to a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The server.
+    pub server: u8,
+    /// The server's start.
+    pub boot: u32,
+    /// The server's number for the connection.
+    pub connection: u64,
+}
+
+/// The place of an entry in the region's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The term it was proposed in.
+    pub term: u64,
+    /// The server that led.
+    pub leader: u64,
+    /// Its index.
+    pub index: u64,
+}
+
+/// The server that applies: effects are collected for its own clients only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Me {
+    /// The server.
+    pub server: u8,
+    /// Its start.
+    pub boot: u32,
+}
+
+/// What a server must tell its clients after it has applied entries.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Changes that watches may wait for, in order.
+    pub events: Vec<Event>,
+    /// Answers to this server's own requests, in the order of the log.
+    pub answers: Vec<Answer>,
+    /// Sessions that ended.
+    pub closed: Vec<ClosedSession>,
+    /// Sessions taken up by a connection, which has become the only one that may write.
+    pub moved: Vec<(i64, Owner)>,
+    /// Sessions opened, with the timeouts, for whoever watches over them.
+    pub opened: Vec<(i64, u32)>,
+    /// What the federation's commands of the entry came to, in order.
+    pub outcomes: Vec<federation::Outcome>,
+}
+
+/// An answer to a request of this server.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    /// The server's own number for the request.
+    pub sequence: u64,
+    /// The region's zxid at which it was decided.
+    pub zxid: i64,
+    /// The result.
+    pub outcome: Outcome,
+}
+
+/// A session that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedSession {
+    /// The session.
+    pub session: i64,
+    /// The connection that it had.
+    pub owner: Owner,
+    /// Whether its client asked for it.
+    pub asked_for: bool,
+}
+
+impl State {
+    /// The state of a region that has just been formed: a root, `/zookeeper` and its children.
+    pub fn new(region: RegionId) -> Self {
+        let mut tree = Tree::default();
+        for path in ["/", "/zookeeper", "/zookeeper/config", "/zookeeper/quota"] {
+            tree.put(path.into(), bare_znode(LOCAL));
+        }
+        Self {
+            region,
+            mesh: Arc::default(),
+            zxid: 0,
+            term: 0,
+            time_ms: 0,
+            tree,
+            sessions: Sessions::default(),
+            cursors: OrdMap::new(),
+            federation: Federation { region, ..Federation::default() },
+        }
+    }
+
+    /// Applies an entry of the log. An entry that is no batch changes nothing, on every server alike.
+    pub fn apply(&mut self, term: u64, entry: &[u8], me: Me, effects: &mut Effects) {
+        let batch: Batch<'_> = match codec::decode(entry) {
+            Ok(batch) => batch,
+            Err(error) => {
+                tracing::error!(%error, term, "entry skipped");
+                return;
+            }
+        };
+        self.enter_term(term);
+        self.time_ms = self.time_ms.max(batch.time_ms);
+        for bytes in batch.commands {
+            match codec::decode(bytes) {
+                Ok(command) => Apply { state: self, me, effects }.command(command),
+                Err(error) => tracing::error!(%error, term, "command skipped"),
+            }
+        }
+    }
+
+    /// The epoch of zxids rises with the term, so that zxids of different leaders never meet.
+    fn enter_term(&mut self, term: u64) {
+        if term <= self.term {
+            return;
+        }
+        self.term = term;
+        let epoch = (self.zxid >> 32).saturating_add(1).max(i64::try_from(term).unwrap_or(i64::MAX));
+        self.zxid = epoch.min(i64::from(i32::MAX)) << 32;
+    }
+
+    fn next_zxid(&mut self) -> i64 {
+        // A full counter runs over into the epoch, which is what is wanted.
+        self.zxid += 1;
+        self.zxid
+    }
+
+    /// Who orders the writes of a path: `None` if this region alone does.
+    pub fn orderer_of(&self, path: &str) -> Option<Orderer> {
+        self.mesh.orderer_of(self.mesh.subtree_of(path))
+    }
+
+    /// Whether a session owns ephemerals that another region or the global group orders: such a session
+    /// must end when this region loses its lease.
+    pub fn owns_ephemerals_elsewhere(&self, session: i64) -> bool {
+        self.tree.ephemerals_of(session).any(|path| {
+            self.orderer_of(path).is_some_and(|orderer| !self.federation.orders_here(orderer))
+        })
+    }
+
+    /// Whether a znode belongs to what an orderer orders.
+    pub(super) fn is_ordered_by(&self, subtree: meridian_bridge::mesh::SubtreeId, orderer: Orderer) -> bool {
+        self.mesh.orderer_of(subtree) == Some(orderer)
+    }
+}
+
+pub(super) fn bare_znode(subtree: meridian_bridge::mesh::SubtreeId) -> Znode {
+    Znode {
+        subtree,
+        data: Some(Bytes::new()),
+        acl: Arc::new([Acl::open()]),
+        owner: 0,
+        times: Times::default(),
+        children: OrdSet::new(),
+    }
+}
+
+/// The identifiers of a region's sessions: the region is their highest byte.
+pub fn sessions_of_region(region: RegionId) -> std::ops::RangeInclusive<i64> {
+    let first = i64::from(region) << 56;
+    first..=first | ((1 << 56) - 1)
+}
+
+/// One entry being applied.
+struct Apply<'s, 'e> {
+    state: &'s mut State,
+    me: Me,
+    effects: &'e mut Effects,
+}
+
+impl Apply<'_, '_> {
+    fn command(&mut self, command: Command<'_>) {
+        match command {
+            Command::Client(request) => {
+                if self.admit(request.caller) {
+                    self.client(&request);
+                }
+            }
+            Command::OpenSession { caller, session, connection, timeout_ms, password } => {
+                if self.admit(caller) {
+                    self.open_session(caller, session, connection, timeout_ms, password);
+                }
+            }
+            Command::MoveSession { caller, session, connection, password, timeout_ms } => {
+                if self.admit(caller) {
+                    self.move_session(caller, session, connection, password, timeout_ms);
+                }
+            }
+            Command::ExpireSessions { sessions } => {
+                for (session, owner) in sessions {
+                    if self.state.sessions.get(&session).is_some_and(|s| s.owner == owner) {
+                        self.state.next_zxid();
+                        self.close_session(session, false);
+                    }
+                }
+            }
+            Command::FormMesh { mesh } => self.form_mesh(mesh),
+            Command::Bridge(command) => {
+                let time_ms = self.state.time_ms;
+                let (outcome, deliveries) = self.state.federation.apply(command, time_ms);
+                self.deliver(deliveries);
+                self.effects.outcomes.push(outcome);
+            }
+        }
+    }
+
+    /// Exactly once and in order: whether a request is the next one of its server. After a leader change
+    /// servers send again what has not been answered.
+    fn admit(&mut self, caller: Caller) -> bool {
+        let (boot, last) = self.state.cursors.get(&caller.server).copied().unwrap_or((0, 0));
+        let next = match caller.boot.cmp(&boot) {
+            std::cmp::Ordering::Less => false,
+            std::cmp::Ordering::Equal => caller.sequence == last + 1,
+            std::cmp::Ordering::Greater => caller.sequence == 1,
+        };
+        if next {
+            self.state.cursors.insert(caller.server, (caller.boot, caller.sequence));
+        }
+        next
+    }
+
+    fn answer(&mut self, caller: Caller, outcome: Outcome) {
+        if caller.server == self.me.server && caller.boot == self.me.boot {
+            let zxid = self.state.zxid;
+            self.effects.answers.push(Answer { sequence: caller.sequence, zxid, outcome });
+        }
+    }
+
+    fn open_session(
+        &mut self,
+        caller: Caller,
+        session: i64,
+        connection: u64,
+        timeout_ms: u32,
+        password: [u8; PASSWORD_LENGTH],
+    ) {
+        self.state.next_zxid();
+        if self.state.sessions.len() >= limits::SESSIONS_MAX || self.state.sessions.contains_key(&session) {
+            return self.answer(caller, Outcome::error(ErrorCode::SystemError));
+        }
+        let owner = Owner { server: caller.server, boot: caller.boot, connection };
+        self.state.sessions.insert(session, Session { timeout_ms, password, owner, shared: OrdSet::new() });
+        self.effects.opened.push((session, timeout_ms));
+        self.answer(caller, Outcome::ok(Reply::Session(timeout_ms)));
+    }
+
+    fn move_session(
+        &mut self,
+        caller: Caller,
+        session: i64,
+        connection: u64,
+        password: [u8; PASSWORD_LENGTH],
+        timeout_ms: u32,
+    ) {
+        // Only the owner may take it up; an impostor learns nothing and disturbs nobody.
+        let Some(found) = self.state.sessions.get_mut(&session).filter(|s| s.password == password) else {
+            return self.answer(caller, Outcome::error(ErrorCode::SessionExpired));
+        };
+        found.owner = Owner { server: caller.server, boot: caller.boot, connection };
+        found.timeout_ms = timeout_ms;
+        let owner = found.owner;
+        self.effects.moved.push((session, owner));
+        self.effects.opened.push((session, timeout_ms));
+        self.answer(caller, Outcome::ok(Reply::Session(timeout_ms)));
+    }
+
+    fn client(&mut self, request: &ClientRequest<'_>) {
+        self.state.next_zxid();
+        let owner = Owner {
+            server: request.caller.server,
+            boot: request.caller.boot,
+            connection: request.connection,
+        };
+        let refusal = match self.state.sessions.get(&request.session) {
+            None => Some(ErrorCode::SessionExpired),
+            Some(session) if session.owner != owner => Some(ErrorCode::SessionMoved),
+            Some(_) => None,
+        };
+        if let Some(error) = refusal {
+            return self.answer(request.caller, Outcome::error(error));
+        }
+        if request.op == OpCode::CloseSession as i32 {
+            self.close_session(request.session, true);
+            return self.answer(request.caller, Outcome::ok(Reply::Empty));
+        }
+        let decoded = OpCode::try_from(request.op).and_then(|op| Request::decode(op, request.body));
+        let Ok(decoded) = decoded else {
+            // Servers check before they propose; this is a request from a newer build.
+            return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
+        };
+        match route(&self.state.mesh, &decoded) {
+            Err(error) => self.answer(request.caller, Outcome::error(error)),
+            Ok(None) => self.apply_local(request, &decoded),
+            Ok(Some(orderer)) => self.apply_shared(request, &decoded, orderer),
+        }
+    }
+
+    fn apply_local(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
+        let (mesh, zxid, time_ms) = (self.state.mesh.clone(), self.state.zxid, self.state.time_ms);
+        let context = Context {
+            mesh: &mesh,
+            zxid,
+            time_ms,
+            session: request.session,
+            identities: request.identities,
+            ephemerals: Ephemerals::Allowed,
+        };
+        let outcome = self.on_tree(|tree, events| request::apply(tree, &context, decoded, events));
+        self.answer(request.caller, outcome);
+    }
+
+    /// Runs a change of the tree and stamps its events with the region's zxid.
+    fn on_tree<R>(&mut self, change: impl FnOnce(&mut Tree, &mut Vec<Event>) -> R) -> R {
+        let first = self.effects.events.len();
+        let result = change(&mut self.state.tree, &mut self.effects.events);
+        for event in &mut self.effects.events[first..] {
+            event.zxid = self.state.zxid;
+        }
+        result
+    }
+
+    fn apply_shared(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>, orderer: Orderer) {
+        let lease_epoch = self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
+        let shared = SharedRequest::Client {
+            session: request.session,
+            lease_epoch,
+            identities: request.identities,
+            op: request.op,
+            body: request.body,
+        };
+        let Ok(bytes) = codec::encode(&shared).map(Bytes::from) else {
+            return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
+        };
+        if makes_ephemeral(decoded)
+            && let Some(session) = self.state.sessions.get_mut(&request.session)
+        {
+            session.shared.insert(orderer);
+        }
+        if let Err(error) = self.send(orderer, request.caller, bytes) {
+            self.answer(request.caller, Outcome::error(error));
+        }
+    }
+
+    /// Hands a request to its orderer: this region if it is the home, else the outbox.
+    fn send(&mut self, orderer: Orderer, caller: Caller, request: Bytes) -> Result<(), ErrorCode> {
+        if let Orderer::Home(subtree) = orderer
+            && self.state.federation.orders_here(orderer)
+        {
+            let content = Content::Request { region: self.state.region, sequence: 0, request };
+            let time_ms = self.state.time_ms;
+            let delivery = self.state.federation.order(subtree, time_ms, content);
+            if let Some(Delivery::Request { orderer, zxid, time_ms, region, request, .. }) = delivery {
+                self.deliver_request(orderer, zxid, time_ms, region, &request, Some(caller));
+            }
+            return Ok(());
+        }
+        if self.state.federation.send(orderer, caller, request) { Ok(()) } else { Err(ErrorCode::ConnectionLoss) }
+    }
+
+    fn deliver(&mut self, deliveries: Vec<Delivery>) {
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Request { orderer, zxid, time_ms, region, request, caller } => {
+                    self.state.next_zxid();
+                    self.deliver_request(orderer, zxid, time_ms, region, &request, caller);
+                }
+                Delivery::ExpireRegion { orderer, zxid, region, .. } => self.expire_region(orderer, zxid, region),
+                Delivery::LapseLease => self.end_sessions(Self::sessions_at_stake),
+                Delivery::Install { orderer, pieces, global } => self.install(orderer, &pieces, global),
+            }
+        }
+    }
+
+    /// Applies a request at its place in an order: the same in every region.
+    fn deliver_request(
+        &mut self,
+        orderer: Orderer,
+        zxid: i64,
+        time_ms: i64,
+        region: RegionId,
+        bytes: &[u8],
+        caller: Option<Caller>,
+    ) {
+        let outcome = match codec::decode(bytes) {
+            Ok(SharedRequest::CloseSession { session }) => {
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| {
+                    let concerns = |subtree| mesh.orderer_of(subtree) == Some(orderer);
+                    request::remove_ephemerals(tree, session, zxid, concerns, events);
+                });
+                Outcome::ok(Reply::Empty)
+            }
+            Ok(SharedRequest::Client { session, lease_epoch, identities, op, body }) => {
+                let current = self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(region));
+                let ephemerals =
+                    if lease_epoch == current { Ephemerals::Allowed } else { Ephemerals::SessionExpired };
+                let mesh = self.state.mesh.clone();
+                let context = Context { mesh: &mesh, zxid, time_ms, session, identities, ephemerals };
+                let decoded = OpCode::try_from(op).and_then(|op| Request::decode(op, body));
+                match decoded {
+                    Ok(decoded) => self.on_tree(|tree, events| request::apply(tree, &context, &decoded, events)),
+                    Err(_) => Outcome::error(ErrorCode::MarshallingError),
+                }
+            }
+            Err(_) => Outcome::error(ErrorCode::MarshallingError),
+        };
+        if let Some(caller) = caller {
+            self.answer(caller, outcome);
+        }
+    }
+
+    /// A region has lost its lease: its ephemerals go from what the orderer orders.
+    fn expire_region(&mut self, orderer: Orderer, zxid: i64, region: RegionId) {
+        self.state.next_zxid();
+        let owners: Vec<i64> = self.state.tree.ephemeral_owners(sessions_of_region(region)).collect();
+        let mesh = self.state.mesh.clone();
+        self.on_tree(|tree, events| {
+            let concerns = |subtree| mesh.orderer_of(subtree) == Some(orderer);
+            for session in &owners {
+                request::remove_ephemerals(tree, *session, zxid, concerns, events);
+            }
+        });
+        if region == self.state.region {
+            self.end_sessions(|apply| {
+                let shared = apply.state.sessions.iter().filter(|(_, s)| s.shared.contains(&orderer));
+                shared.map(|(id, _)| *id).collect()
+            });
+        }
+    }
+
+    fn end_sessions(&mut self, which: impl FnOnce(&Self) -> Vec<i64>) {
+        let mut ending = which(self);
+        // The order in which sessions end is part of the result: zxids follow from it.
+        ending.sort_unstable();
+        for session in ending {
+            self.state.next_zxid();
+            self.close_session(session, false);
+        }
+    }
+
+    /// Sessions that own, or may be about to own, ephemerals that are ordered elsewhere.
+    fn sessions_at_stake(&self) -> Vec<i64> {
+        let elsewhere = |orderer: &Orderer| !self.state.federation.orders_here(*orderer);
+        let pending: std::collections::BTreeSet<i64> = self
+            .state
+            .federation
+            .outboxes
+            .values()
+            .flat_map(|outbox| outbox.requests.values())
+            .filter_map(|pending| match codec::decode(&pending.request) {
+                Ok(SharedRequest::Client { session, .. }) => Some(session),
+                _ => None,
+            })
+            .collect();
+        let at_stake = |id: &i64| pending.contains(id) || self.state.owns_ephemerals_elsewhere(*id);
+        let shared = self.state.sessions.iter().filter(|(_, s)| s.shared.iter().any(elsewhere));
+        shared.map(|(id, _)| *id).filter(at_stake).collect()
+    }
+
+    /// Ends a session: its ephemerals go here at once, and elsewhere in the order of each orderer.
+    fn close_session(&mut self, session: i64, asked_for: bool) {
+        let Some(closed) = self.state.sessions.remove(&session) else { return };
+        let zxid = self.state.zxid;
+        self.on_tree(|tree, events| request::remove_ephemerals(tree, session, zxid, |s| s == LOCAL, events));
+        for orderer in &closed.shared {
+            let bytes = codec::encode(&SharedRequest::CloseSession { session }).unwrap_or_default();
+            // Nobody waits for an answer, and such a request is taken even into a full outbox.
+            let _ = self.send(*orderer, Caller::default(), bytes.into());
+        }
+        self.effects.closed.push(ClosedSession { session, owner: closed.owner, asked_for });
+    }
+
+    fn form_mesh(&mut self, mesh: Mesh) {
+        if !self.state.mesh.regions.is_empty() || mesh.validate().is_err() {
+            return;
+        }
+        self.state.federation = Federation {
+            incarnation: self.state.federation.incarnation,
+            ..Federation::new(self.state.region, &mesh)
+        };
+        for (id, subtree) in mesh.subtrees() {
+            self.put_ancestors(&subtree.path);
+            self.state.tree.put(subtree.path.as_str().into(), bare_znode(id));
+        }
+        self.state.mesh = Arc::new(mesh);
+    }
+
+    /// Makes the local znodes above a subtree's root.
+    fn put_ancestors(&mut self, path: &str) {
+        let Some((parent, _)) = split_path(path) else { return };
+        if self.state.tree.get(parent).is_none() {
+            self.put_ancestors(parent);
+            self.state.tree.put(parent.into(), bare_znode(LOCAL));
+        }
+    }
+
+    /// Replaces the content of what an orderer orders. A snapshot that is not whole changes nothing.
+    fn install(&mut self, orderer: Orderer, pieces: &[Bytes], global: Option<federation::GlobalInstall>) {
+        let snapshot = match SubtreeSnapshot::read(pieces) {
+            Ok(snapshot) if snapshot.orderer == orderer => snapshot,
+            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer refused"),
+            Err(error) => return tracing::error!(%error, ?orderer, "damaged snapshot refused"),
+        };
+        self.state.next_zxid();
+        let first = self.effects.events.len();
+        snapshot.install(&mut self.state.tree, &self.state.mesh, &mut self.effects.events);
+        for event in &mut self.effects.events[first..] {
+            event.zxid = self.state.zxid;
+        }
+        for caller in self.state.federation.installed(orderer, snapshot.order, global) {
+            self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
+        }
+    }
+}
+
+/// Who orders a request: `None` for this region's local tree.
+///
+/// # Errors
+/// badArguments if its paths have different orderers.
+pub fn route(mesh: &Mesh, request: &Request<'_>) -> Result<Option<Orderer>, ErrorCode> {
+    let of = |path: &str| mesh.orderer_of(mesh.subtree_of(path));
+    let Request::Multi(operations) = request else {
+        return Ok(request.path().and_then(of));
+    };
+    let mut orderers = operations.iter().filter_map(Request::path).map(of);
+    let Some(first) = orderers.next() else { return Ok(None) };
+    if orderers.all(|o| o == first) { Ok(first) } else { Err(ErrorCode::BadArguments) }
+}
+
+fn makes_ephemeral(request: &Request<'_>) -> bool {
+    let ephemeral = |c: &Create<'_>| CreateMode::try_from(c.flags).is_ok_and(CreateMode::is_ephemeral);
+    match request {
+        Request::Create(create) | Request::Create2(create) => ephemeral(create),
+        Request::Multi(operations) => operations.iter().any(makes_ephemeral),
+        _ => false,
+    }
+}
