@@ -1,1 +1,2 @@
 //! The Meridian region server and the meridian command
+pub mod log;

@@ -1,1 +1,2 @@
 //! The seams to the outside world (time, randomness, network, disk), the record codec and the limits
+pub mod disk;
