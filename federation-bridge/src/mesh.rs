@@ -63,7 +63,9 @@ pub enum MeshError {
     #[error("{0} '{1}' appears twice")]
     Duplicate(&'static str, String),
     /// A root that is no plain path below `/`.
-    #[error("subtree path '{0}' must be an absolute path other than / and /zookeeper, without a trailing slash")]
+    #[error(
+        "subtree path '{0}' must be an absolute path other than / and /zookeeper, without a trailing slash"
+    )]
     Path(String),
     /// A home that is no region of the table.
     #[error("subtree '{0}' names a home that is not a region of the mesh")]
@@ -109,7 +111,8 @@ impl Mesh {
     fn validate_subtree(&self, subtree: &Subtree) -> Result<(), MeshError> {
         let path = &subtree.path;
         let names_valid = path.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/').all(|name| !name.is_empty() && name != "." && name != ".." && !name.contains('\0'))
+            rest.split('/')
+                .all(|name| !name.is_empty() && name != "." && name != ".." && !name.contains('\0'))
         });
         if !names_valid || path == "/zookeeper" || path.starts_with("/zookeeper/") {
             return Err(MeshError::Path(path.clone()));
@@ -149,9 +152,7 @@ impl Mesh {
     /// The subtree that rules a path: that of the longest prefix, or [`LOCAL`].
     pub fn subtree_of(&self, path: &str) -> SubtreeId {
         // Subtrees are never nested, so at most one matches.
-        self.subtrees()
-            .find(|(_, s)| s.path == path || is_below(path, &s.path))
-            .map_or(LOCAL, |(id, _)| id)
+        self.subtrees().find(|(_, s)| s.path == path || is_below(path, &s.path)).map_or(LOCAL, |(id, _)| id)
     }
 
     /// Who orders the writes of a subtree; none for [`LOCAL`].

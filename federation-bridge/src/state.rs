@@ -485,7 +485,8 @@ impl Federation {
 
     /// Whether this region puts the orderer's requests in order by itself.
     pub fn orders_here(&self, orderer: Orderer) -> bool {
-        matches!(orderer, Orderer::Home(_)) && self.orders.get(&orderer).is_some_and(|o| o.home == self.region)
+        matches!(orderer, Orderer::Home(_))
+            && self.orders.get(&orderer).is_some_and(|o| o.home == self.region)
     }
 
     /// Puts a request of this region's own clients into the outbox for its orderer; `false` if the
@@ -606,14 +607,24 @@ impl Federation {
                 }
                 let zxid = order.next_zxid();
                 order.lease_epochs.insert(region, lease_epoch + 1);
-                deliveries.push(self.deliver(Orderer::Global, zxid, time_ms, Content::ExpireRegion { region }));
+                deliveries.push(self.deliver(
+                    Orderer::Global,
+                    zxid,
+                    time_ms,
+                    Content::ExpireRegion { region },
+                ));
                 self.expire_region_in_own_subtrees(region, now_ms, deliveries);
             }
         }
     }
 
     /// A region that lost its lease also loses its ephemerals in the subtrees that this region orders.
-    fn expire_region_in_own_subtrees(&mut self, region: RegionId, time_ms: i64, deliveries: &mut Vec<Delivery>) {
+    fn expire_region_in_own_subtrees(
+        &mut self,
+        region: RegionId,
+        time_ms: i64,
+        deliveries: &mut Vec<Delivery>,
+    ) {
         if region == self.region {
             return;
         }
@@ -733,7 +744,12 @@ impl Federation {
     /// The content of a snapshot has been verified and has replaced the tree's: takes over its order.
     /// Returns those whose requests were ordered at positions that the snapshot covers: their results
     /// are not known here.
-    pub fn installed(&mut self, orderer: Orderer, order: Order, global: Option<GlobalInstall>) -> Vec<Caller> {
+    pub fn installed(
+        &mut self,
+        orderer: Orderer,
+        order: Order,
+        global: Option<GlobalInstall>,
+    ) -> Vec<Caller> {
         let cursor = order.cursors.get(&self.region).copied().unwrap_or(0);
         self.orders.insert(orderer, order);
         if let Some(global) = global {
@@ -743,7 +759,12 @@ impl Federation {
         }
         let Some(outbox) = self.outboxes.get_mut(&orderer) else { return Vec::new() };
         let settled: Vec<u64> = outbox.requests.keys().copied().take_while(|s| *s <= cursor).collect();
-        settled.into_iter().filter_map(|s| outbox.settle(s)).map(|p| p.caller).filter(|c| c.server != 0).collect()
+        settled
+            .into_iter()
+            .filter_map(|s| outbox.settle(s))
+            .map(|p| p.caller)
+            .filter(|c| c.server != 0)
+            .collect()
     }
 }
 

@@ -1,4 +1,6 @@
 //! The Meridian region server.
 
+pub mod log;
+pub mod snapshot;
 pub mod tree;
 pub mod txn;

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod codec;
+pub mod disk;
 pub mod entropy;
 pub mod limits;
 pub mod net;
@@ -22,6 +23,8 @@ pub struct Environment {
     pub entropy: Arc<dyn entropy::Entropy>,
     /// Sockets.
     pub net: Arc<dyn net::Net>,
+    /// Files.
+    pub disk: Arc<dyn disk::Disk>,
 }
 
 impl Environment {
@@ -31,6 +34,7 @@ impl Environment {
             clock: Arc::new(clock::SystemClock::new()),
             entropy: Arc::new(entropy::SystemEntropy),
             net: Arc::new(net::SystemNet),
+            disk: Arc::new(disk::RealDisk),
         }
     }
 }

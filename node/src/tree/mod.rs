@@ -191,7 +191,10 @@ impl Tree {
     }
 
     /// Sessions that own ephemerals, within a range of identifiers.
-    pub fn ephemeral_owners(&self, sessions: std::ops::RangeInclusive<i64>) -> impl Iterator<Item = i64> + '_ {
+    pub fn ephemeral_owners(
+        &self,
+        sessions: std::ops::RangeInclusive<i64>,
+    ) -> impl Iterator<Item = i64> + '_ {
         self.ephemerals.range(sessions).map(|(session, _)| *session)
     }
 

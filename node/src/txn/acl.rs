@@ -59,13 +59,16 @@ pub fn resolve(asked: &[wire::Acl<'_>], identities: &[u8]) -> Option<Arc<[Acl]>>
             "auth" => {
                 let Identities(known) = Identities::decode(identities);
                 let before = resolved.len();
-                let proved = known.iter().filter(|(scheme, _)| matches!(scheme.as_str(), "digest" | "sasl" | "x509"));
+                let proved =
+                    known.iter().filter(|(scheme, _)| matches!(scheme.as_str(), "digest" | "sasl" | "x509"));
                 resolved.extend(proved.map(|(scheme, id)| stored(entry, scheme, id)));
                 if resolved.len() == before {
                     return None;
                 }
             }
-            "digest" if entry.id.split(':').count() == 2 => resolved.push(stored(entry, entry.scheme, entry.id)),
+            "digest" if entry.id.split(':').count() == 2 => {
+                resolved.push(stored(entry, entry.scheme, entry.id))
+            }
             "ip" if parse_network(entry.id).is_some() => resolved.push(stored(entry, entry.scheme, entry.id)),
             "x509" | "sasl" | "super" if !entry.id.is_empty() => {
                 resolved.push(stored(entry, entry.scheme, entry.id));
@@ -98,7 +101,9 @@ fn ip_matches(network: &str, client: &str) -> bool {
         std::net::IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, true),
         std::net::IpAddr::V6(v6) => (v6.to_bits(), false),
     };
-    let (Some((network, prefix)), Ok(client)) = (parse_network(network), client.parse()) else { return false };
+    let (Some((network, prefix)), Ok(client)) = (parse_network(network), client.parse()) else {
+        return false;
+    };
     let ((network, network_v4), (client, client_v4)) = (bits_of(network), bits_of(client));
     let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
     network_v4 == client_v4 && network & mask == client & mask

@@ -15,7 +15,9 @@ pub mod request;
 pub mod snapshot;
 mod state;
 
-pub use state::{Answer, ClosedSession, Effects, Me, Owner, Position, Session, State};
+pub use state::{
+    Answer, ClosedSession, Effects, Me, Owner, Position, Session, Sessions, State, route, sessions_of_region,
+};
 
 use std::sync::Arc;
 

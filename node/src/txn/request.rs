@@ -49,7 +49,12 @@ pub struct Event {
 }
 
 /// Applies a write. `events` gets what watches may wait for; on an error nothing has changed.
-pub fn apply(tree: &mut Tree, context: &Context<'_>, request: &Request<'_>, events: &mut Vec<Event>) -> Outcome {
+pub fn apply(
+    tree: &mut Tree,
+    context: &Context<'_>,
+    request: &Request<'_>,
+    events: &mut Vec<Event>,
+) -> Outcome {
     let result = match request {
         Request::Multi(operations) => return apply_multi(tree, context, operations, events),
         Request::Sync { path } => Ok(Reply::Path((*path).into())),

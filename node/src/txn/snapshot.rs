@@ -84,7 +84,8 @@ fn batches<T>(items: impl Iterator<Item = T>, weight: impl Fn(&T) -> usize) -> i
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let mut batch = Vec::new();
-        while let Some(item) = items.next_if(|item| batch.is_empty() || bytes + weight(item) <= limits::SNAPSHOT_CHUNK_BYTES)
+        while let Some(item) =
+            items.next_if(|item| batch.is_empty() || bytes + weight(item) <= limits::SNAPSHOT_CHUNK_BYTES)
         {
             bytes += weight(&item);
             batch.push(item);
@@ -122,7 +123,8 @@ impl SubtreeSnapshot {
     /// # Errors
     /// If the state has no such order.
     pub fn write(state: &State, orderer: Orderer) -> Result<Vec<Bytes>, SnapshotError> {
-        let order = state.federation.orders.get(&orderer).ok_or(SnapshotError::Incomplete("no such order"))?;
+        let order =
+            state.federation.orders.get(&orderer).ok_or(SnapshotError::Incomplete("no such order"))?;
         let concerns = |subtree| state.is_ordered_by(subtree, orderer);
         let znodes = || state.tree.iter().filter(|(_, z)| concerns(z.subtree));
         let digests: Vec<_> = state
@@ -186,7 +188,12 @@ impl SubtreeSnapshot {
     }
 }
 
-fn push_difference(path: &Arc<str>, before: Option<&Arc<Znode>>, after: Option<&Arc<Znode>>, events: &mut Vec<Event>) {
+fn push_difference(
+    path: &Arc<str>,
+    before: Option<&Arc<Znode>>,
+    after: Option<&Arc<Znode>>,
+    events: &mut Vec<Event>,
+) {
     let mut push = |kind, path: Arc<str>| events.push(Event { kind, path, zxid: 0 });
     match (before, after) {
         (Some(old), Some(new)) => {
@@ -222,10 +229,26 @@ enum RegionRecord {
     Sessions(Vec<(i64, Session)>),
     Znodes(Vec<ZnodeRecord>),
     GlobalLog(Vec<GlobalEntry>),
-    Outbox { orderer: Orderer, last: u64, requests: Vec<(u64, Pending)> },
-    Mirror { subtree: SubtreeId, first: u64, records: Vec<Bytes> },
-    StagedPiece { orderer: Orderer, transfer: u64, piece: Bytes },
-    End { sessions: u64, znodes: u64, digests: Vec<(SubtreeId, u128)> },
+    Outbox {
+        orderer: Orderer,
+        last: u64,
+        requests: Vec<(u64, Pending)>,
+    },
+    Mirror {
+        subtree: SubtreeId,
+        first: u64,
+        records: Vec<Bytes>,
+    },
+    StagedPiece {
+        orderer: Orderer,
+        transfer: u64,
+        piece: Bytes,
+    },
+    End {
+        sessions: u64,
+        znodes: u64,
+        digests: Vec<(SubtreeId, u128)>,
+    },
 }
 
 /// Writes a region's whole state.
@@ -295,7 +318,8 @@ fn write_federation(federation: &Federation, out: &mut impl Write) -> Result<(),
     }
     if let Some(Staging { orderer, transfer, pieces }) = &federation.staging {
         for piece in pieces {
-            let record = RegionRecord::StagedPiece { orderer: *orderer, transfer: *transfer, piece: piece.clone() };
+            let record =
+                RegionRecord::StagedPiece { orderer: *orderer, transfer: *transfer, piece: piece.clone() };
             put(out, &record)?;
         }
     }
@@ -304,7 +328,8 @@ fn write_federation(federation: &Federation, out: &mut impl Write) -> Result<(),
 
 fn put(out: &mut impl Write, record: &RegionRecord) -> Result<(), SnapshotError> {
     let bytes = codec::encode(record)?;
-    let length = u32::try_from(bytes.len()).map_err(|_| SnapshotError::Incomplete("a record is too large"))?;
+    let length =
+        u32::try_from(bytes.len()).map_err(|_| SnapshotError::Incomplete("a record is too large"))?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(&bytes)?;
     Ok(())
@@ -336,7 +361,11 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
-                return if whole { Ok(state) } else { Err(SnapshotError::Incomplete("counts or digests differ")) };
+                return if whole {
+                    Ok(state)
+                } else {
+                    Err(SnapshotError::Incomplete("counts or digests differ"))
+                };
             }
             other => read_federation(&mut state.federation, other),
         }

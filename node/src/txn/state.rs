@@ -188,9 +188,9 @@ impl State {
     /// Whether a session owns ephemerals that another region or the global group orders: such a session
     /// must end when this region loses its lease.
     pub fn owns_ephemerals_elsewhere(&self, session: i64) -> bool {
-        self.tree.ephemerals_of(session).any(|path| {
-            self.orderer_of(path).is_some_and(|orderer| !self.federation.orders_here(orderer))
-        })
+        self.tree
+            .ephemerals_of(session)
+            .any(|path| self.orderer_of(path).is_some_and(|orderer| !self.federation.orders_here(orderer)))
     }
 
     /// Whether a znode belongs to what an orderer orders.
@@ -375,7 +375,8 @@ impl Apply<'_, '_> {
     }
 
     fn apply_shared(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>, orderer: Orderer) {
-        let lease_epoch = self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
+        let lease_epoch =
+            self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
         let shared = SharedRequest::Client {
             session: request.session,
             lease_epoch,
@@ -409,7 +410,11 @@ impl Apply<'_, '_> {
             }
             return Ok(());
         }
-        if self.state.federation.send(orderer, caller, request) { Ok(()) } else { Err(ErrorCode::ConnectionLoss) }
+        if self.state.federation.send(orderer, caller, request) {
+            Ok(())
+        } else {
+            Err(ErrorCode::ConnectionLoss)
+        }
     }
 
     fn deliver(&mut self, deliveries: Vec<Delivery>) {
@@ -419,7 +424,9 @@ impl Apply<'_, '_> {
                     self.state.next_zxid();
                     self.deliver_request(orderer, zxid, time_ms, region, &request, caller);
                 }
-                Delivery::ExpireRegion { orderer, zxid, region, .. } => self.expire_region(orderer, zxid, region),
+                Delivery::ExpireRegion { orderer, zxid, region, .. } => {
+                    self.expire_region(orderer, zxid, region)
+                }
                 Delivery::LapseLease => self.end_sessions(Self::sessions_at_stake),
                 Delivery::Install { orderer, pieces, global } => self.install(orderer, &pieces, global),
             }
@@ -453,7 +460,9 @@ impl Apply<'_, '_> {
                 let context = Context { mesh: &mesh, zxid, time_ms, session, identities, ephemerals };
                 let decoded = OpCode::try_from(op).and_then(|op| Request::decode(op, body));
                 match decoded {
-                    Ok(decoded) => self.on_tree(|tree, events| request::apply(tree, &context, &decoded, events)),
+                    Ok(decoded) => {
+                        self.on_tree(|tree, events| request::apply(tree, &context, &decoded, events))
+                    }
                     Err(_) => Outcome::error(ErrorCode::MarshallingError),
                 }
             }
