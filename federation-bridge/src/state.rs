@@ -289,8 +289,6 @@ pub struct GlobalStore {
 pub struct GlobalLogId {
     /// The term of the leader that proposed it.
     pub term: u64,
-    /// The region that led.
-    pub leader: RegionId,
     /// The index.
     pub index: u64,
 }

@@ -35,6 +35,10 @@ pub const LEADER_QUEUE_COMMANDS_MAX: usize = 131_072;
 /// Largest message between the servers of a region: a batch with its frame, or a snapshot chunk.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 
+/// Requests that wait on one connection between servers or regions. Beyond it the asking side is refused
+/// and the answering side stops reading.
+pub const RPC_REQUESTS_MAX: usize = 1_024;
+
 /// Bytes of a snapshot sent in one message.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
 

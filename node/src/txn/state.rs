@@ -71,8 +71,6 @@ pub struct Owner {
 pub struct Position {
     /// The term it was proposed in.
     pub term: u64,
-    /// The server that led.
-    pub leader: u64,
     /// Its index.
     pub index: u64,
 }
