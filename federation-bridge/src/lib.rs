@@ -11,5 +11,6 @@
 //! The crate knows nothing of znodes, sessions or clients. It orders opaque requests for numbered
 //! subtrees and sees its region through one trait that the region server implements.
 
+pub mod engine;
 pub mod mesh;
 pub mod state;

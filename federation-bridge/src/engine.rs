@@ -1,0 +1,589 @@
+//! The consensus engine as both levels use it.
+//!
+//! This module, the region's glue (in the node) and the global group's ([`crate::global`]) are the only
+//! ones that name openraft. Here are the types that both levels share: what stands in a log, what is
+//! stored and sent (in records of our own, never in the engine's layout), and how the engine's calls
+//! travel over [`rpc`] connections, with appends pipelined.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, Stream, StreamExt};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::{BasicNode, leader_id_std};
+use openraft::network::{RPCOption, v2::RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::{CommittedLeaderIdOf, EntryOf, LogIdOf, SnapshotOf, VoteOf};
+use openraft::storage::RaftStateMachine;
+use openraft::{EntryPayload, Membership, StoredMembership};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use meridian_seam::{codec, limits, rpc};
+
+use crate::state::Outcome;
+
+openraft::declare_raft_types!(
+    /// The engine's types, the same at both levels.
+    pub TypeConfig:
+        D = Payload,
+        R = Vec<Outcome>,
+        NodeId = u64,
+        Node = BasicNode,
+        LeaderId = leader_id_std::LeaderId<u64, u64>,
+);
+
+/// An entry of a log.
+pub type Entry = EntryOf<TypeConfig>;
+/// Identity of an entry: term and index.
+pub type LogId = LogIdOf<TypeConfig>;
+/// A vote.
+pub type Vote = VoteOf<TypeConfig>;
+/// The members of a group, with the entry that set them.
+pub type Members = StoredMembership<CommittedLeaderIdOf<TypeConfig>, u64, BasicNode>;
+
+/// What an entry proposes: bytes that only the state machine reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload(pub Bytes);
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// Makes the identity of an entry.
+pub fn log_id(term: u64, index: u64) -> LogId {
+    LogId::new_term_index(term, index)
+}
+
+/// A vote as it is stored and sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredVote {
+    term: u64,
+    voted_for: u64,
+    committed: bool,
+}
+
+impl From<&Vote> for StoredVote {
+    fn from(vote: &Vote) -> Self {
+        Self { term: vote.leader_id.term, voted_for: vote.leader_id.voted_for, committed: vote.committed }
+    }
+}
+
+impl From<StoredVote> for Vote {
+    fn from(stored: StoredVote) -> Self {
+        let leader_id = leader_id_std::LeaderId { term: stored.term, voted_for: stored.voted_for };
+        Vote { leader_id, committed: stored.committed }
+    }
+}
+
+/// The identity of an entry as it is stored and sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredLogId {
+    /// The term.
+    pub term: u64,
+    /// The index.
+    pub index: u64,
+}
+
+impl From<&LogId> for StoredLogId {
+    fn from(id: &LogId) -> Self {
+        Self { term: id.committed_leader_id().term, index: id.index() }
+    }
+}
+
+impl From<StoredLogId> for LogId {
+    fn from(stored: StoredLogId) -> Self {
+        log_id(stored.term, stored.index)
+    }
+}
+
+/// The members of a group as they are stored and sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredMembers {
+    /// The entry that set them.
+    pub log_id: Option<StoredLogId>,
+    /// Voters; two sets while a change is under way.
+    pub configs: Vec<BTreeSet<u64>>,
+    /// Addresses of all, voters and learners.
+    pub nodes: BTreeMap<u64, String>,
+}
+
+impl StoredMembers {
+    fn of(log_id: Option<StoredLogId>, membership: &Membership<u64, BasicNode>) -> Self {
+        Self {
+            log_id,
+            configs: membership.get_joint_config().clone(),
+            nodes: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+        }
+    }
+
+    /// The engine's form.
+    ///
+    /// # Errors
+    /// If a voter has no address.
+    pub fn into_members(self) -> io::Result<Members> {
+        let log_id = self.log_id.map(LogId::from);
+        if self.configs.is_empty() {
+            // What a group has before it is formed.
+            return Ok(Members::new(log_id, Membership::default()));
+        }
+        Ok(Members::new(log_id, self.membership()?))
+    }
+
+    fn membership(self) -> io::Result<Membership<u64, BasicNode>> {
+        let nodes: BTreeMap<u64, BasicNode> =
+            self.nodes.into_iter().map(|(id, addr)| (id, BasicNode { addr })).collect();
+        Membership::new(self.configs, nodes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+    }
+}
+
+impl From<&Members> for StoredMembers {
+    fn from(members: &Members) -> Self {
+        Self::of(members.log_id().as_ref().map(StoredLogId::from), members.membership())
+    }
+}
+
+
+
+/// An entry as it is stored and sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredEntry {
+    /// Its identity.
+    pub id: StoredLogId,
+    /// Its content.
+    pub payload: StoredPayload,
+}
+
+/// The content of a stored entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoredPayload {
+    /// A new leader's first entry.
+    Blank,
+    /// A proposal.
+    Normal(Bytes),
+    /// A change of members.
+    Members(StoredMembers),
+}
+
+impl From<&Entry> for StoredEntry {
+    fn from(entry: &Entry) -> Self {
+        let payload = match &entry.payload {
+            EntryPayload::Blank => StoredPayload::Blank,
+            EntryPayload::Normal(Payload(bytes)) => StoredPayload::Normal(bytes.clone()),
+            EntryPayload::Membership(membership) => StoredPayload::Members(StoredMembers::of(None, membership)),
+        };
+        Self { id: (&entry.log_id).into(), payload }
+    }
+}
+
+impl StoredEntry {
+    /// The engine's form.
+    ///
+    /// # Errors
+    /// If it names members that are no valid group.
+    pub fn into_entry(self) -> io::Result<Entry> {
+        let payload = match self.payload {
+            StoredPayload::Blank => EntryPayload::Blank,
+            StoredPayload::Normal(bytes) => EntryPayload::Normal(Payload(bytes)),
+            StoredPayload::Members(members) => EntryPayload::Membership(members.membership()?),
+        };
+        Ok(Entry { log_id: self.id.into(), payload })
+    }
+}
+
+/// A failure to encode or decode, as the engine wants it.
+pub fn invalid_data(error: codec::CodecError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// Kinds of requests between the members of a group, for [`rpc`].
+pub mod kind {
+    /// An [`super::AppendMessage`], answered with an [`super::AppendReply`].
+    pub const APPEND: u8 = 1;
+    /// A [`super::VoteMessage`], answered with a [`super::VoteReply`].
+    pub const VOTE: u8 = 2;
+    /// A [`super::VoteMessage`] that asks what a vote would bring.
+    pub const PRE_VOTE: u8 = 3;
+    /// A [`super::TransferMessage`], answered with a truth value.
+    pub const TRANSFER_LEADER: u8 = 4;
+    /// First kind that the engine does not use.
+    pub const FIRST_FREE: u8 = 16;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct AppendMessage {
+    vote: StoredVote,
+    prev: Option<StoredLogId>,
+    entries: Vec<StoredEntry>,
+    committed: Option<StoredLogId>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum AppendReply {
+    Matching(Option<StoredLogId>),
+    Conflict(StoredLogId),
+    HigherVote(StoredVote),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct VoteMessage {
+    vote: StoredVote,
+    last: Option<StoredLogId>,
+    leadership_transfer: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct VoteReply {
+    vote: StoredVote,
+    granted: bool,
+    last: Option<StoredLogId>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TransferMessage {
+    from: StoredVote,
+    to: u64,
+    last: Option<StoredLogId>,
+}
+
+/// How a group reaches one of its members.
+pub trait Link: Clone + Send + Sync + 'static {
+    /// A snapshot as the member's state machine keeps it.
+    type Snapshot: Send + 'static;
+
+    /// A live connection, made anew if there is none.
+    fn client(&self) -> BoxFuture<'_, io::Result<rpc::Client>>;
+
+    /// Sends a whole snapshot and returns the member's vote.
+    fn send_snapshot(
+        &self,
+        vote: StoredVote,
+        snapshot: SnapshotOf<TypeConfig, Self::Snapshot>,
+    ) -> BoxFuture<'_, io::Result<StoredVote>>;
+}
+
+/// The engine's network over a [`Link`].
+pub struct Network<L> {
+    link: L,
+    /// An append or vote that is not answered for so long is given up.
+    timeout: Duration,
+}
+
+impl<L: Link> Network<L> {
+    /// A network to one member.
+    pub fn new(link: L, timeout: Duration) -> Self {
+        Self { link, timeout }
+    }
+
+    async fn ask<T: for<'a> Deserialize<'a>>(
+        &self,
+        kind: u8,
+        message: &impl Serialize,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        let body = codec::encode(message).map_err(|e| NetworkError::from_string(e))?;
+        let asking = async {
+            let client = self.link.client().await?;
+            client.call(kind, body.into()).await
+        };
+        let reply = match tokio::time::timeout(self.timeout, asking).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => return Err(Unreachable::new(&error).into()),
+            Err(_) => return Err(Unreachable::from_string("no answer in time").into()),
+        };
+        codec::decode(&reply).map_err(|e| NetworkError::from_string(e).into())
+    }
+}
+
+fn append_message(request: &AppendEntriesRequest<TypeConfig>) -> AppendMessage {
+    AppendMessage {
+        vote: (&request.vote).into(),
+        prev: request.prev_log_id.as_ref().map(StoredLogId::from),
+        entries: request.entries.iter().map(StoredEntry::from).collect(),
+        committed: request.leader_commit.as_ref().map(StoredLogId::from),
+    }
+}
+
+fn append_request(message: AppendMessage) -> io::Result<AppendEntriesRequest<TypeConfig>> {
+    Ok(AppendEntriesRequest {
+        vote: message.vote.into(),
+        prev_log_id: message.prev.map(LogId::from),
+        entries: message.entries.into_iter().map(StoredEntry::into_entry).collect::<io::Result<_>>()?,
+        leader_commit: message.committed.map(LogId::from),
+    })
+}
+
+impl From<AppendReply> for StreamAppendResult<TypeConfig> {
+    fn from(reply: AppendReply) -> Self {
+        match reply {
+            AppendReply::Matching(upto) => Ok(upto.map(LogId::from)),
+            AppendReply::Conflict(at) => Err(StreamAppendError::Conflict(at.into())),
+            AppendReply::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote.into())),
+        }
+    }
+}
+
+type StreamResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+type OpenedStream<'s> = Result<Pin<Box<dyn Stream<Item = StreamResult> + Send + 's>>, RPCError<TypeConfig>>;
+
+impl<L: Link> RaftNetworkV2<TypeConfig> for Network<L> {
+    type SnapshotData = L::Snapshot;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let reply: AppendReply = self.ask(kind::APPEND, &append_message(&request)).await?;
+        Ok(match reply {
+            AppendReply::Matching(_) => AppendEntriesResponse::Success,
+            AppendReply::Conflict(_) => AppendEntriesResponse::Conflict,
+            AppendReply::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote.into()),
+        })
+    }
+
+    /// Keeps up to [`limits::APPENDS_IN_FLIGHT_MAX`] appends under way; the default awaits each reply, so
+    /// that a write would wait for the one before it to cross the network and back.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> Pin<Box<dyn Future<Output = OpenedStream<'s>> + Send + 's>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let timeout = self.timeout;
+        Box::pin(async move {
+            let connecting = tokio::time::timeout(timeout, self.link.client());
+            let client = match connecting.await {
+                Ok(Ok(client)) => client,
+                Ok(Err(error)) => return Err(Unreachable::new(&error).into()),
+                Err(_) => return Err(Unreachable::from_string("no connection in time").into()),
+            };
+            let replies = input
+                .map(move |request| {
+                    // The call is queued here, in the order of the stream; only its reply is awaited later.
+                    let call = codec::encode(&append_message(&request))
+                        .map(|body| client.call(kind::APPEND, body.into()));
+                    async move { append_reply(call, timeout).await }
+                })
+                .buffered(limits::APPENDS_IN_FLIGHT_MAX);
+            let replies: BoxStream<'s, StreamResult> = replies.boxed();
+            Ok(replies)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(kind::VOTE, &vote_message(&request)).await.map(vote_response)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(kind::PRE_VOTE, &vote_message(&request)).await.map(vote_response)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, L::Snapshot>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            sent = self.link.send_snapshot((&vote).into(), snapshot) => match sent {
+                Ok(vote) => Ok(SnapshotResponse::new(vote.into())),
+                Err(error) => Err(Unreachable::new(&error).into()),
+            },
+            closed = cancel => Err(closed.into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = TransferMessage {
+            from: request.from_leader().into(),
+            to: *request.to_node_id(),
+            last: request.last_log_id().map(StoredLogId::from),
+        };
+        self.ask::<()>(kind::TRANSFER_LEADER, &message).await?;
+        Ok(Ok(()))
+    }
+}
+
+async fn append_reply(
+    call: Result<impl Future<Output = io::Result<Bytes>>, codec::CodecError>,
+    timeout: Duration,
+) -> StreamResult {
+    let call = call.map_err(|e| NetworkError::from_string(e))?;
+    let reply = match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(error)) => return Err(Unreachable::new(&error).into()),
+        Err(_) => return Err(Unreachable::from_string("no answer in time").into()),
+    };
+    let reply: AppendReply = codec::decode(&reply).map_err(|e| NetworkError::from_string(e))?;
+    Ok(reply.into())
+}
+
+fn vote_message(request: &VoteRequest<TypeConfig>) -> VoteMessage {
+    VoteMessage {
+        vote: (&request.vote).into(),
+        last: request.last_log_id.as_ref().map(StoredLogId::from),
+        leadership_transfer: request.leadership_transfer,
+    }
+}
+
+fn vote_response(reply: VoteReply) -> VoteResponse<TypeConfig> {
+    VoteResponse {
+        vote: reply.vote.into(),
+        vote_granted: reply.granted,
+        last_log_id: reply.last.map(LogId::from),
+    }
+}
+
+/// Answers the engine's requests of one connection. Appends are handed on in the order in which they
+/// arrive, several at a time.
+pub struct Responder<SM>
+where
+    SM: RaftStateMachine<TypeConfig>,
+{
+    raft: openraft::Raft<TypeConfig, SM>,
+    appends: mpsc::Sender<Append>,
+}
+
+/// An append to be handed to the engine, and where its reply goes.
+type Append = (AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendReply>);
+
+impl<SM: RaftStateMachine<TypeConfig>> Responder<SM> {
+    /// A responder for one connection.
+    pub fn new(raft: openraft::Raft<TypeConfig, SM>) -> Arc<Self> {
+        let (appends, queue) = mpsc::channel(limits::RPC_REQUESTS_MAX);
+        tokio::spawn(run_appends(raft.clone(), queue));
+        Arc::new(Self { raft, appends })
+    }
+
+    /// Answers one of the engine's requests (see [`kind`]).
+    pub fn handle(&self, kind: u8, body: &Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        match kind {
+            kind::APPEND => self.append(body),
+            kind::VOTE | kind::PRE_VOTE => self.vote(body, kind == kind::PRE_VOTE),
+            kind::TRANSFER_LEADER => self.transfer(body),
+            other => Box::pin(async move { Err(format!("request kind {other} is not known")) }),
+        }
+    }
+
+    fn append(&self, body: &Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        let (reply, answer) = oneshot::channel();
+        let queued = decode(body)
+            .and_then(|message| append_request(message).map_err(|e| e.to_string()))
+            .and_then(|request| self.appends.try_send((request, reply)).map_err(|e| e.to_string()));
+        Box::pin(async move {
+            queued?;
+            encode(&answer.await.map_err(|_| "the group has stopped".to_string())?)
+        })
+    }
+
+    fn vote(&self, body: &Bytes, pre: bool) -> BoxFuture<'static, Result<Bytes, String>> {
+        let (raft, message) = (self.raft.clone(), decode::<VoteMessage>(body));
+        Box::pin(async move {
+            let message = message?;
+            let request = VoteRequest {
+                vote: message.vote.into(),
+                last_log_id: message.last.map(LogId::from),
+                leadership_transfer: message.leadership_transfer,
+            };
+            let response = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
+            let response = response.map_err(|e| e.to_string())?;
+            encode(&VoteReply {
+                vote: (&response.vote).into(),
+                granted: response.vote_granted,
+                last: response.last_log_id.as_ref().map(StoredLogId::from),
+            })
+        })
+    }
+
+    fn transfer(&self, body: &Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        let (raft, message) = (self.raft.clone(), decode::<TransferMessage>(body));
+        Box::pin(async move {
+            let message = message?;
+            let request =
+                TransferLeaderRequest::new(message.from.into(), message.to, message.last.map(LogId::from));
+            match raft.handle_transfer_leader(request).await {
+                Ok(Ok(())) => encode(&()),
+                Ok(Err(refused)) => Err(refused.to_string()),
+                Err(fatal) => Err(fatal.to_string()),
+            }
+        })
+    }
+}
+
+/// Feeds the appends of one connection to the engine. A refusal ends the engine's stream: what was sent
+/// behind it is dropped (the sender starts over), and a new stream takes what comes next.
+async fn run_appends<SM: RaftStateMachine<TypeConfig>>(
+    raft: openraft::Raft<TypeConfig, SM>,
+    mut queue: mpsc::Receiver<Append>,
+) {
+    loop {
+        let (requests, feed) = mpsc::channel::<AppendEntriesRequest<TypeConfig>>(limits::APPENDS_IN_FLIGHT_MAX);
+        let feed = futures::stream::unfold(feed, |mut feed| async move { feed.recv().await.map(|r| (r, feed)) });
+        let mut results = std::pin::pin!(raft.stream_append(feed));
+        let mut unanswered = std::collections::VecDeque::new();
+        loop {
+            tokio::select! {
+                biased;
+                result = results.next() => {
+                    let Some(reply) = unanswered.pop_front() else { return };
+                    let Some(Ok(result)) = result else { return };
+                    let failed = result.is_err();
+                    let _: Result<(), AppendReply> = oneshot::Sender::send(reply, append_reply_of(result));
+                    if failed {
+                        break;
+                    }
+                }
+                taken = queue.recv(), if unanswered.len() < limits::APPENDS_IN_FLIGHT_MAX => {
+                    let Some((request, reply)) = taken else { return };
+                    unanswered.push_back(reply);
+                    if requests.send(request).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn append_reply_of(result: StreamAppendResult<TypeConfig>) -> AppendReply {
+    match result {
+        Ok(upto) => AppendReply::Matching(upto.as_ref().map(StoredLogId::from)),
+        Err(StreamAppendError::Conflict(at)) => AppendReply::Conflict((&at).into()),
+        Err(StreamAppendError::HigherVote(vote)) => AppendReply::HigherVote((&vote).into()),
+    }
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, String> {
+    codec::decode(body).map_err(|e| e.to_string())
+}
+
+fn encode(value: &impl Serialize) -> Result<Bytes, String> {
+    codec::encode(value).map(Bytes::from).map_err(|e| e.to_string())
+}
