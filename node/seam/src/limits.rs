@@ -29,8 +29,8 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// only make batches smaller.
 pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
 
-/// Commands waiting at the leader for a batch. Beyond it a forwarding server is not read from.
-pub const LEADER_QUEUE_COMMANDS_MAX: usize = 131_072;
+/// Proposals waiting at the leader for a batch. Beyond it a forwarding server is told to come again.
+pub const LEADER_QUEUE_PROPOSALS_MAX: usize = 16_384;
 
 /// Largest message between the servers of a region: a batch with its frame, or a snapshot chunk.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;

@@ -1,0 +1,297 @@
+//! Connections between the servers of a region: TCP, with mutual TLS when the servers have certificates.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use meridian_bridge::engine::{Link, Responder, StoredVote, TypeConfig, Vote, kind};
+use meridian_seam::net::BoxStream;
+use meridian_seam::{Environment, codec, limits, rpc};
+use openraft::network::RaftNetworkFactory;
+use openraft::type_config::alias::SnapshotOf;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::machine::{Machine, StoredMeta};
+use super::proposer::Proposer;
+use super::{RegionConfig, Sink};
+use crate::snapshot::{SnapshotId, SnapshotReceiver, SnapshotStore};
+
+const HELLO: u8 = kind::FIRST_FREE;
+const FORWARD: u8 = kind::FIRST_FREE + 1;
+const REPORT: u8 = kind::FIRST_FREE + 2;
+const SNAPSHOT_BEGIN: u8 = kind::FIRST_FREE + 3;
+const SNAPSHOT_CHUNK: u8 = kind::FIRST_FREE + 4;
+const SNAPSHOT_END: u8 = kind::FIRST_FREE + 5;
+
+/// A connection that is not made in this time is given up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The bound of a snapshot taken from another server.
+const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
+
+/// The first message of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+struct Hello {
+    region: String,
+    server: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SnapshotBegin {
+    vote: StoredVote,
+    meta: StoredMeta,
+}
+
+/// What the connections of one server have in common.
+#[derive(Clone)]
+pub(super) struct Peers {
+    pub(super) config: Arc<RegionConfig>,
+    pub(super) environment: Environment,
+    pub(super) snapshots: SnapshotStore,
+}
+
+impl Peers {
+    /// A link to a server, with a connection of its own.
+    pub(super) fn link(&self, server: u64, address: String) -> PeerLink {
+        PeerLink { peers: self.clone(), server, address, slot: Arc::default() }
+    }
+}
+
+/// The way to one other server.
+#[derive(Clone)]
+pub(super) struct PeerLink {
+    peers: Peers,
+    server: u64,
+    address: String,
+    slot: Arc<tokio::sync::Mutex<Option<rpc::Client>>>,
+}
+
+impl PeerLink {
+    async fn connect(&self) -> io::Result<rpc::Client> {
+        let connecting = async {
+            let stream = self.peers.environment.net.connect(self.address.clone()).await?;
+            let stream = match &self.peers.config.tls {
+                Some(tls) => tls.connect(stream, self.server).await?,
+                None => stream,
+            };
+            let client = rpc::Client::new(stream);
+            let hello = Hello { region: self.peers.config.region_name.clone(), server: self.peers.config.server };
+            client.call(HELLO, encode(&hello)?).await?;
+            Ok(client)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {} in time", self.address)))
+        })
+    }
+
+    /// Forwards commands to the server, which must be the leader; done when they are committed.
+    pub(super) async fn forward(&self, commands: Vec<Bytes>) -> io::Result<impl Future<Output = io::Result<Bytes>> + use<>> {
+        let body = encode(&commands)?;
+        Ok(self.client().await?.call(FORWARD, body))
+    }
+
+    /// Reports to the leader and returns its answer.
+    pub(super) async fn report(&self, report: Bytes) -> io::Result<Bytes> {
+        self.client().await?.call(REPORT, report).await
+    }
+}
+
+impl Link for PeerLink {
+    type Snapshot = SnapshotId;
+
+    fn client(&self) -> BoxFuture<'_, io::Result<rpc::Client>> {
+        Box::pin(async move {
+            let mut slot = self.slot.lock().await;
+            if let Some(client) = slot.as_ref().filter(|c| !c.is_closed()) {
+                return Ok(client.clone());
+            }
+            let client = self.connect().await?;
+            *slot = Some(client.clone());
+            Ok(client)
+        })
+    }
+
+    fn send_snapshot(
+        &self,
+        vote: StoredVote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotId>,
+    ) -> BoxFuture<'_, io::Result<StoredVote>> {
+        Box::pin(async move {
+            let client = self.client().await?;
+            let mut file = self.peers.snapshots.open_raw(snapshot.snapshot.index).map_err(io::Error::other)?;
+            let begin = SnapshotBegin { vote, meta: StoredMeta::new(&snapshot.meta) };
+            client.call(SNAPSHOT_BEGIN, encode(&begin)?).await?;
+            loop {
+                let mut chunk = vec![0; limits::SNAPSHOT_CHUNK_BYTES];
+                let read = file.read(&mut chunk)?;
+                if read == 0 {
+                    break;
+                }
+                chunk.truncate(read);
+                client.call(SNAPSHOT_CHUNK, chunk.into()).await?;
+            }
+            let reply = client.call(SNAPSHOT_END, Bytes::new()).await?;
+            codec::decode(&reply).map_err(io::Error::other)
+        })
+    }
+}
+
+fn encode(value: &impl Serialize) -> io::Result<Bytes> {
+    codec::encode(value).map(Bytes::from).map_err(io::Error::other)
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = meridian_bridge::engine::Network<PeerLink>;
+
+    async fn new_client(&mut self, target: u64, node: &openraft::impls::BasicNode) -> Self::Network {
+        // The configuration's address wins over the one in the log, which may be out of date.
+        let address = self.config.address_of(target).unwrap_or(&node.addr).to_string();
+        meridian_bridge::engine::Network::new(self.link(target, address), self.config.timing.rpc_timeout())
+    }
+}
+
+/// Accepts connections of the other servers of the region.
+pub(super) async fn serve_peers(
+    peers: Peers,
+    listener: Box<dyn meridian_seam::net::Listener>,
+    raft: openraft::Raft<TypeConfig, Machine>,
+    proposer: Proposer,
+    sink: Arc<dyn Sink>,
+) {
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, for instance: others must get a chance to close some.
+                tracing::warn!(%error, "cannot accept a peer's connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let connection = PeerConnection {
+            peers: peers.clone(),
+            raft: raft.clone(),
+            responder: Responder::new(raft.clone()),
+            proposer: proposer.clone(),
+            sink: sink.clone(),
+            peer: Arc::default(),
+            receiving: Arc::default(),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = serve_peer(connection, stream).await {
+                tracing::debug!(%error, %address, "a peer's connection ended");
+            }
+        });
+    }
+}
+
+async fn serve_peer(connection: PeerConnection, stream: BoxStream) -> io::Result<()> {
+    let stream = match &connection.peers.config.tls {
+        Some(tls) => {
+            let accepting = tokio::time::timeout(CONNECT_TIMEOUT, tls.accept(stream));
+            let (stream, server) = accepting.await.map_err(|_| io::ErrorKind::TimedOut)??;
+            *connection.peer.lock() = Peer { certified: Some(server), greeted: None };
+            stream
+        }
+        None => stream,
+    };
+    rpc::serve(stream, &connection).await
+}
+
+/// Who is at the other end.
+#[derive(Default)]
+struct Peer {
+    /// The server that the certificate names.
+    certified: Option<u64>,
+    /// The server that it says it is.
+    greeted: Option<u64>,
+}
+
+struct PeerConnection {
+    peers: Peers,
+    raft: openraft::Raft<TypeConfig, Machine>,
+    responder: Arc<Responder<Machine>>,
+    proposer: Proposer,
+    sink: Arc<dyn Sink>,
+    peer: Arc<Mutex<Peer>>,
+    receiving: Arc<Mutex<Option<(SnapshotBegin, SnapshotReceiver)>>>,
+}
+
+impl rpc::Handler for PeerConnection {
+    fn handle(&self, kind: u8, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        if kind == HELLO {
+            return ready(self.greet(&body));
+        }
+        let Some(from) = self.peer.lock().greeted else {
+            return ready(Err("a connection starts with a greeting".into()));
+        };
+        match kind {
+            FORWARD => self.forward(&body),
+            REPORT => ready(self.sink.report(from, body)),
+            SNAPSHOT_BEGIN => ready(self.begin_snapshot(&body)),
+            SNAPSHOT_CHUNK => ready(self.snapshot_chunk(&body)),
+            SNAPSHOT_END => self.end_snapshot(),
+            _ => self.responder.handle(kind, &body),
+        }
+    }
+}
+
+fn ready(result: Result<Bytes, String>) -> BoxFuture<'static, Result<Bytes, String>> {
+    Box::pin(std::future::ready(result))
+}
+
+impl PeerConnection {
+    fn greet(&self, body: &Bytes) -> Result<Bytes, String> {
+        let hello: Hello = codec::decode(body).map_err(|e| e.to_string())?;
+        let own = &self.peers.config.region_name;
+        if hello.region != *own {
+            return Err(format!("this server belongs to region '{own}', not to '{}'", hello.region));
+        }
+        let mut peer = self.peer.lock();
+        if peer.certified.is_some_and(|certified| certified != hello.server) {
+            return Err(format!("the certificate is not that of server {}", hello.server));
+        }
+        peer.greeted = Some(hello.server);
+        Ok(Bytes::new())
+    }
+
+    fn forward(&self, body: &Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        let commands: Vec<Bytes> = match codec::decode(body) {
+            Ok(commands) => commands,
+            Err(error) => return ready(Err(error.to_string())),
+        };
+        let committed = self.proposer.propose(commands);
+        Box::pin(async move { committed.await.map(|_| Bytes::new()).map_err(|e| e.to_string()) })
+    }
+
+    fn begin_snapshot(&self, body: &Bytes) -> Result<Bytes, String> {
+        let begin: SnapshotBegin = codec::decode(body).map_err(|e| e.to_string())?;
+        let receiver =
+            self.peers.snapshots.receive(begin.meta.id(), SNAPSHOT_BYTES_MAX).map_err(|e| e.to_string())?;
+        *self.receiving.lock() = Some((begin, receiver));
+        Ok(Bytes::new())
+    }
+
+    fn snapshot_chunk(&self, body: &Bytes) -> Result<Bytes, String> {
+        let mut receiving = self.receiving.lock();
+        let (_, receiver) = receiving.as_mut().ok_or("no snapshot is being sent")?;
+        receiver.write_all(body).map_err(|e| e.to_string())?;
+        Ok(Bytes::new())
+    }
+
+    fn end_snapshot(&self) -> BoxFuture<'static, Result<Bytes, String>> {
+        let received = self.receiving.lock().take();
+        let raft = self.raft.clone();
+        Box::pin(async move {
+            let (begin, receiver) = received.ok_or("no snapshot is being sent")?;
+            let id = receiver.finish().map_err(|e| e.to_string())?;
+            let meta = begin.meta.into_meta().map_err(|e| e.to_string())?;
+            let snapshot = SnapshotOf::<TypeConfig, SnapshotId> { meta, snapshot: id };
+            let response = raft.install_full_snapshot(Vote::from(begin.vote), snapshot).await;
+            let response = response.map_err(|e| e.to_string())?;
+            codec::encode(&StoredVote::from(&response.vote)).map(Bytes::from).map_err(|e| e.to_string())
+        })
+    }
+}

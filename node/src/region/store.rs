@@ -1,0 +1,250 @@
+//! The engine's log storage: entries in memory for reading, the write-ahead log for keeping.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meridian_bridge::engine::{
+    Entry, LogId, StoredEntry, StoredLogId, StoredVote, TypeConfig, Vote, invalid_data,
+};
+use meridian_seam::{codec, limits};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::log::{LogHandle, Record, Recovered, RejectedReason};
+
+/// The durable log of a server, shared by the engine and its replication tasks.
+#[derive(Clone)]
+pub(super) struct Store {
+    log: LogHandle,
+    memory: Arc<Mutex<Memory>>,
+}
+
+/// What the log holds, as of the last call; the disk may still be catching up with it.
+#[derive(Default)]
+struct Memory {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+}
+
+impl Memory {
+    fn first_index(&self) -> u64 {
+        self.entries.front().map_or_else(|| self.purged.map_or(0, |id| id.index() + 1), |e| e.log_id.index())
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.bytes += weight(&entry);
+        self.entries.push_back(entry);
+    }
+
+    fn truncate_from(&mut self, index: u64) {
+        while self.entries.back().is_some_and(|e| e.log_id.index() >= index) {
+            self.bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
+        }
+    }
+
+    fn purge(&mut self, id: LogId) {
+        while self.entries.front().is_some_and(|e| e.log_id.index() <= id.index()) {
+            self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
+        }
+        self.purged = Some(id);
+    }
+
+    fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Vec<Entry> {
+        let first = self.first_index();
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => first,
+        };
+        let skip = usize::try_from(start.saturating_sub(first)).unwrap_or(usize::MAX);
+        let mut budget = bytes_max;
+        self.entries
+            .iter()
+            .skip(skip)
+            .take_while(|e| range.contains(&e.log_id.index()))
+            .enumerate()
+            .take_while(|(i, e)| {
+                let fits = *i == 0 || weight(e) <= budget;
+                budget = budget.saturating_sub(weight(e));
+                fits
+            })
+            .map(|(_, e)| e.clone())
+            .collect()
+    }
+}
+
+fn weight(entry: &Entry) -> usize {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(payload) => payload.0.len() + 64,
+        _ => 256,
+    }
+}
+
+impl Store {
+    /// Takes over what the write-ahead log held when it was opened.
+    pub(super) fn new(log: LogHandle, recovered: Recovered) -> io::Result<Self> {
+        let mut memory = Memory {
+            vote: recovered.vote.as_deref().map(decode::<StoredVote>).transpose()?.map(Vote::from),
+            committed: recovered.committed.as_deref().map(decode::<StoredLogId>).transpose()?.map(LogId::from),
+            purged: match &recovered.purged {
+                Some((_, bytes)) => Some(decode::<StoredLogId>(bytes)?.into()),
+                None => None,
+            },
+            ..Memory::default()
+        };
+        for (_, bytes) in &recovered.entries {
+            // Decoding copies the payload, so that the recovered file image can go.
+            memory.push(decode::<StoredEntry>(bytes)?.into_entry()?);
+        }
+        Ok(Self { log, memory: Arc::new(Mutex::new(memory)) })
+    }
+
+    /// Whether nothing was ever stored: the server has not been part of a group yet.
+    pub(super) fn is_pristine(&self) -> bool {
+        let memory = self.memory.lock();
+        memory.vote.is_none() && memory.entries.is_empty() && memory.purged.is_none()
+    }
+
+    /// The entry up to which the log has been purged.
+    pub(super) fn purged(&self) -> Option<LogId> {
+        self.memory.lock().purged
+    }
+
+    /// Bytes of entries kept in memory, which is also about what the log holds on disk.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.lock().bytes
+    }
+
+    /// The write-ahead log.
+    pub(super) fn log(&self) -> &LogHandle {
+        &self.log
+    }
+
+    /// Queues records; a full queue is waited for.
+    async fn submit(&self, records: Vec<Record>, done: crate::log::Done) -> io::Result<()> {
+        let (mut records, mut done) = (records, done);
+        loop {
+            match self.log.submit(records, done) {
+                Ok(()) => return Ok(()),
+                Err(rejected) if rejected.reason == RejectedReason::Overloaded => {
+                    (records, done) = (rejected.records, rejected.done);
+                    self.log.ready().await;
+                }
+                Err(rejected) => return Err(io::Error::other(rejected.reason)),
+            }
+        }
+    }
+
+    /// Queues a record and waits until it is durable.
+    async fn submit_and_wait(&self, record: Record) -> io::Result<()> {
+        let (done, durable) = oneshot::channel();
+        let call = Box::new(move |result: Result<(), Arc<crate::log::LogError>>| {
+            // Whoever waited may be gone when the server stops.
+            let _ = done.send(result);
+        });
+        self.submit(vec![record], call).await?;
+        match durable.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(io::Error::other(error)),
+            Err(_) => Err(io::Error::other("the log is closed")),
+        }
+    }
+}
+
+fn decode<T: for<'a> serde::Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
+    codec::decode(bytes).map_err(invalid_data)
+}
+
+fn encode(value: &impl serde::Serialize) -> io::Result<Bytes> {
+    Ok(codec::encode(value).map_err(invalid_data)?.into())
+}
+
+impl RaftLogReader<TypeConfig> for Store {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.memory.lock().range(&range, usize::MAX))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.memory.lock().range(&(start..end), limits::BATCH_BYTES_MAX))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.memory.lock().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Store {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let memory = self.memory.lock();
+        let last = memory.entries.back().map(|e| e.log_id).or(memory.purged);
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.submit_and_wait(Record::Vote(encode(&StoredVote::from(vote))?)).await?;
+        self.memory.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let Some(committed) = committed else { return Ok(()) };
+        let record = Record::Committed(encode(&StoredLogId::from(&committed))?);
+        self.submit(vec![record], Box::new(|_| {})).await?;
+        self.memory.lock().committed = Some(committed);
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.memory.lock().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut records = Vec::new();
+        {
+            let mut memory = self.memory.lock();
+            for entry in entries {
+                let payload = encode(&StoredEntry::from(&entry))?;
+                records.push(Record::Entry { index: entry.log_id.index(), payload });
+                memory.push(entry);
+            }
+        }
+        let done = Box::new(move |result: Result<(), Arc<crate::log::LogError>>| {
+            callback.io_completed(result.map_err(io::Error::other));
+        });
+        self.submit(records, done).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let index = last.map_or(0, |id| id.index() + 1);
+        self.memory.lock().truncate_from(index);
+        self.submit_and_wait(Record::TruncateFrom { index }).await
+    }
+
+    async fn purge(&mut self, id: LogId) -> Result<(), io::Error> {
+        self.memory.lock().purge(id);
+        let record = Record::Purged { index: id.index(), payload: encode(&StoredLogId::from(&id))? };
+        // A purge that is lost is made again: nobody need wait for the disk.
+        self.submit(vec![record], Box::new(|_| {})).await
+    }
+}
