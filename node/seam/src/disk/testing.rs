@@ -110,9 +110,16 @@ impl MemoryDisk {
     }
 
     /// Cuts the power after `changes` more successful changes (writes, syncs, allocations, name changes): all
-    /// later calls fail, until [`MemoryDisk::crash`].
+    /// later ones fail, until [`MemoryDisk::crash`] or [`MemoryDisk::restore_power`].
     pub fn cut_power_after(&self, changes: u64) {
         self.state.lock().changes_left = Some(changes);
+    }
+
+    /// Ends a cut of the power as if only the process had died: nothing unsynced is lost.
+    pub fn restore_power(&self) {
+        let mut state = self.state.lock();
+        state.changes_left = None;
+        state.fail_next_sync = false;
     }
 
     /// Makes the next sync of a file or directory fail. What it should have made durable stays readable, and is
