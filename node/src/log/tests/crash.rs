@@ -205,7 +205,7 @@ fn run(lives: &[Life]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// What was synced is there, in order, and what was not synced is there up to some record and no further; also
     /// after several crashes, in recovery too, after failed syncs, and with later writes over torn ones.

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use meridian_seam::disk::Disk;
 use meridian_seam::disk::testing::MemoryDisk;
 
+use proptest::prelude::*;
+
 use super::{
     Model, Record, entries, entry, indices, on_both_disks, purged, reopen, segment_files, small, write_synced,
 };
+use crate::log::record::{Header, Place};
 use crate::log::{Log, LogError};
 
 const DIR: &str = "/log";
@@ -20,7 +23,10 @@ fn closed_log() -> (MemoryDisk, Arc<dyn Disk>, Model) {
     let mut records = vec![Record::Vote("vote".into())];
     records.extend(entries(1..=20));
     records.extend([purged(3), Record::TruncateFrom { index: 18 }, entry(18, "odd length")]);
-    records.extend(entries(19..=32));
+    for record in entries(19..=32) {
+        // So that some segments end in what is not counted.
+        records.extend([record, Record::Vote("vote".into()), Record::Vote("another vote".into())]);
+    }
     let (mut log, _) = Log::open(Arc::clone(&disk), Path::new(DIR), small()).unwrap();
     for group in records.chunks(2) {
         write_synced(&mut log, group);
@@ -57,6 +63,40 @@ fn no_flipped_bit_loses_a_record_silently() {
         }
     }
     assert!(damage_found > 4000, "{damage_found}");
+}
+
+#[test]
+fn a_record_is_valid_only_in_its_place() {
+    let mut bytes = vec![0; 64];
+    let record = entry(1, "payload");
+    record.encode(Place { sequence: 5, offset: 64, durable: 64 }, &mut bytes);
+    let (read, next) = Header::decode(&bytes, 5, 64).unwrap().record(&bytes, 64).unwrap();
+    assert_eq!((read, next), (record, bytes.len()));
+    assert!(Header::decode(&bytes, 6, 64).is_none(), "in another segment");
+    assert!(Header::decode(&bytes[8..], 5, 56).is_none(), "at another offset");
+    assert!(Header::decode(&bytes[..80], 5, 64).is_none(), "cut off");
+}
+
+proptest! {
+    /// Whatever lies in the files, opening ends with a log or an error, and what it accepts can be continued.
+    #[test]
+    fn any_bytes_are_opened_or_refused(
+        damage in prop::collection::vec((0..8_usize, 0..2048_u64, prop::collection::vec(any::<u8>(), 1..64)), 1..6),
+        removed in prop::option::weighted(0.2, 0..8_usize),
+    ) {
+        let (_, disk, _) = closed_log();
+        let files = segment_files(&*disk, Path::new(DIR));
+        for (file, offset, bytes) in damage {
+            disk.open(&files[file % files.len()]).unwrap().write_at(&bytes, offset).unwrap();
+        }
+        if let Some(file) = removed {
+            disk.remove(&files[file % files.len()]).unwrap();
+        }
+        if let Ok((log, recovered)) = Log::open(Arc::clone(&disk), Path::new(DIR), small()) {
+            drop(log);
+            prop_assert_eq!(Model::from(reopen(&disk, Path::new(DIR))), Model::from(recovered));
+        }
+    }
 }
 
 #[test]

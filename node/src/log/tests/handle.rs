@@ -174,7 +174,7 @@ fn throughput() {
             let sender = sender.clone();
             let done = Box::new(move |result: Result<(), _>| {
                 result.unwrap();
-                sender.send(()).unwrap();
+                sender.send(()).unwrap_or_default();
             });
             handle.submit(vec![entry(index, vec![7; 200])], done).unwrap();
         };
