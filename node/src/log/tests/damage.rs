@@ -110,6 +110,25 @@ fn damage_is_reported_with_what_to_do() {
 }
 
 #[test]
+fn damage_at_the_end_of_a_complete_segment_is_found() {
+    let memory = MemoryDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(memory.clone());
+    let (mut log, _) = Log::open(Arc::clone(&disk), Path::new(DIR), small()).unwrap();
+    write_synced(&mut log, &entries(1..=5));
+    // Without these two the log would look whole, with an entry that was replaced.
+    let replacement = [Record::TruncateFrom { index: 5 }, entry(5, "replacement")];
+    let start = 48 + 5 * entry(1, vec![0; 100]).encoded_len_bytes();
+    write_synced(&mut log, &replacement);
+    write_synced(&mut log, &[entry(6, vec![0; 1900])]);
+    drop(log);
+    let files = segment_files(&*disk, Path::new(DIR));
+    assert_eq!(files.len(), 2);
+    memory.flip_bit(&files[0], start, 0);
+    let error = Log::open(disk, Path::new(DIR), small()).err().unwrap();
+    assert!(matches!(error, LogError::Corrupt { file, offset, .. } if file == files[0] && offset == start));
+}
+
+#[test]
 fn a_missing_segment_is_damage() {
     let (memory, disk, _) = closed_log();
     let files = segment_files(&*disk, Path::new(DIR));
