@@ -23,8 +23,8 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::type_config::alias::{CommittedLeaderIdOf, EntryOf, LogIdOf, SnapshotOf, VoteOf};
 use openraft::storage::RaftStateMachine;
+use openraft::type_config::alias::{CommittedLeaderIdOf, EntryOf, LogIdOf, SnapshotOf, VoteOf};
 use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -145,7 +145,8 @@ impl StoredMembers {
     fn membership(self) -> io::Result<Membership<u64, BasicNode>> {
         let nodes: BTreeMap<u64, BasicNode> =
             self.nodes.into_iter().map(|(id, addr)| (id, BasicNode { addr })).collect();
-        Membership::new(self.configs, nodes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+        Membership::new(self.configs, nodes)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
     }
 }
 
@@ -154,8 +155,6 @@ impl From<&Members> for StoredMembers {
         Self::of(members.log_id().as_ref().map(StoredLogId::from), members.membership())
     }
 }
-
-
 
 /// An entry as it is stored and sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,7 +181,9 @@ impl From<&Entry> for StoredEntry {
         let payload = match &entry.payload {
             EntryPayload::Blank => StoredPayload::Blank,
             EntryPayload::Normal(Payload(bytes)) => StoredPayload::Normal(bytes.clone()),
-            EntryPayload::Membership(membership) => StoredPayload::Members(StoredMembers::of(None, membership)),
+            EntryPayload::Membership(membership) => {
+                StoredPayload::Members(StoredMembers::of(None, membership))
+            }
         };
         Self { id: (&entry.log_id).into(), payload }
     }
@@ -544,8 +545,10 @@ async fn run_appends<SM: RaftStateMachine<TypeConfig>>(
     mut queue: mpsc::Receiver<Append>,
 ) {
     loop {
-        let (requests, feed) = mpsc::channel::<AppendEntriesRequest<TypeConfig>>(limits::APPENDS_IN_FLIGHT_MAX);
-        let feed = futures::stream::unfold(feed, |mut feed| async move { feed.recv().await.map(|r| (r, feed)) });
+        let (requests, feed) =
+            mpsc::channel::<AppendEntriesRequest<TypeConfig>>(limits::APPENDS_IN_FLIGHT_MAX);
+        let feed =
+            futures::stream::unfold(feed, |mut feed| async move { feed.recv().await.map(|r| (r, feed)) });
         let mut results = std::pin::pin!(raft.stream_append(feed));
         let mut unanswered = std::collections::VecDeque::new();
         loop {

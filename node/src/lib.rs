@@ -1,6 +1,7 @@
 //! The Meridian region server.
 
 pub mod log;
+pub mod region;
 pub mod snapshot;
 pub mod tree;
 pub mod txn;

@@ -6,6 +6,8 @@
 
 mod real;
 pub mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use real::RealDisk;
 

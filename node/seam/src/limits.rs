@@ -42,6 +42,12 @@ pub const RPC_REQUESTS_MAX: usize = 1_024;
 /// Bytes of a snapshot sent in one message.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
 
+/// Entries (batches) in one append message; its bytes are bounded by [`BATCH_BYTES_MAX`] as well.
+pub const APPEND_ENTRIES_MAX: u64 = 256;
+
+/// Groups of writes that a server has under way to its leader.
+pub const FORWARDS_IN_FLIGHT_MAX: usize = 16;
+
 /// Append messages to one follower under way at a time.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
 

@@ -24,6 +24,8 @@ mod record;
 mod recovery;
 mod segment;
 mod span;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;

@@ -129,7 +129,7 @@ impl Replay {
             self.sealed(&image, next.in_use()?)?;
             image = next;
         }
-        let active = self.last(disk, dir, image)?;
+        let active = self.last(image)?;
         if oldest.sequence > 1 && self.state.purged.is_none() {
             let missing = segment::path(dir, oldest.sequence - 1);
             return Err(LogError::corrupt(&missing, 0, "the segment is missing"));
@@ -153,7 +153,7 @@ impl Replay {
     }
 
     /// Replays the last segment, cuts its torn tail, and makes durable what was recovered.
-    fn last(&mut self, disk: &dyn Disk, dir: &Path, image: Image) -> Result<Active, LogError> {
+    fn last(&mut self, image: Image) -> Result<Active, LogError> {
         let extent = self.records(&image)?;
         image.check_tail(extent.end)?;
         let used = image.bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -166,7 +166,7 @@ impl Replay {
         tail.resize(used.max(extent.end) - extent.durable, 0);
         let Image { sequence, path, file, bytes, .. } = image;
         let rewritten = file.write_at(&tail, extent.durable as u64).and_then(|()| file.sync_data());
-        rewritten.and_then(|()| disk.sync_dir(dir)).map_err(|error| LogError::io("sync", &path, error))?;
+        rewritten.map_err(|error| LogError::io("sync", &path, error))?;
 
         let (len, end) = (bytes.len() as u64, extent.end as u64);
         Ok(Active { sequence, path, file, len, end, durable: end, last_index: extent.last_index })

@@ -95,7 +95,7 @@ pub(super) fn path(dir: &Path, sequence: u64) -> PathBuf {
 
 /// The number of the segment with this file name; `None` if it is not a segment's.
 pub(super) fn parse_name(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(".log").filter(|digits| digits.len() >= 16)?;
+    let digits = name.strip_suffix(".log").filter(|digits| digits.len() == 16)?;
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 

@@ -89,7 +89,9 @@ impl Machine {
                     machine.sink.reset(Arc::new(machine.view.clone()));
                     return Ok(machine);
                 }
-                Err(error) => tracing::error!(%error, index = id.index, "snapshot is unusable, trying an older one"),
+                Err(error) => {
+                    tracing::error!(%error, index = id.index, "snapshot is unusable, trying an older one")
+                }
             }
         }
         if let Some(purged) = purged {
@@ -180,7 +182,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotId>>, io::Error> {
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<SnapshotOf<TypeConfig, SnapshotId>>, io::Error> {
         let Some(reader) = self.snapshots.latest().map_err(io::Error::other)? else { return Ok(None) };
         let meta = codec::decode::<StoredMeta>(reader.meta()).map_err(invalid_data)?.into_meta()?;
         Ok(Some(SnapshotOf::<TypeConfig, SnapshotId> { meta, snapshot: reader.id() }))
@@ -198,7 +202,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotId;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotId>, io::Error> {
-        let (state, snapshots, stored) = (self.state.clone(), self.snapshots.clone(), StoredMeta::new(&self.meta));
+        let (state, snapshots, stored) =
+            (self.state.clone(), self.snapshots.clone(), StoredMeta::new(&self.meta));
         let id = stored.id();
         let writing = move || -> io::Result<SnapshotId> {
             let meta = codec::encode(&stored).map_err(invalid_data)?.into();

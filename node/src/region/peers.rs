@@ -50,9 +50,20 @@ pub(super) struct Peers {
     pub(super) config: Arc<RegionConfig>,
     pub(super) environment: Environment,
     pub(super) snapshots: SnapshotStore,
+    /// The link for reports to the leader, kept while it leads.
+    pub(super) reporting: Arc<Mutex<Option<PeerLink>>>,
 }
 
 impl Peers {
+    /// The link for reports to the leader.
+    pub(super) fn reporting_link(&self, server: u64, address: &str) -> PeerLink {
+        let mut reporting = self.reporting.lock();
+        match reporting.as_ref().filter(|link| link.server == server && link.address == address) {
+            Some(link) => link.clone(),
+            None => reporting.insert(self.link(server, address.to_string())).clone(),
+        }
+    }
+
     /// A link to a server, with a connection of its own.
     pub(super) fn link(&self, server: u64, address: String) -> PeerLink {
         PeerLink { peers: self.clone(), server, address, slot: Arc::default() }
@@ -77,7 +88,8 @@ impl PeerLink {
                 None => stream,
             };
             let client = rpc::Client::new(stream);
-            let hello = Hello { region: self.peers.config.region_name.clone(), server: self.peers.config.server };
+            let hello =
+                Hello { region: self.peers.config.region_name.clone(), server: self.peers.config.server };
             client.call(HELLO, encode(&hello)?).await?;
             Ok(client)
         };
@@ -87,7 +99,10 @@ impl PeerLink {
     }
 
     /// Forwards commands to the server, which must be the leader; done when they are committed.
-    pub(super) async fn forward(&self, commands: Vec<Bytes>) -> io::Result<impl Future<Output = io::Result<Bytes>> + use<>> {
+    pub(super) async fn forward(
+        &self,
+        commands: Vec<Bytes>,
+    ) -> io::Result<impl Future<Output = io::Result<Bytes>> + use<>> {
         let body = encode(&commands)?;
         Ok(self.client().await?.call(FORWARD, body))
     }
@@ -120,7 +135,8 @@ impl Link for PeerLink {
     ) -> BoxFuture<'_, io::Result<StoredVote>> {
         Box::pin(async move {
             let client = self.client().await?;
-            let mut file = self.peers.snapshots.open_raw(snapshot.snapshot.index).map_err(io::Error::other)?;
+            let mut file =
+                self.peers.snapshots.open_raw(snapshot.snapshot.index).map_err(io::Error::other)?;
             let begin = SnapshotBegin { vote, meta: StoredMeta::new(&snapshot.meta) };
             client.call(SNAPSHOT_BEGIN, encode(&begin)?).await?;
             loop {

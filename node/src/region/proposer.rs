@@ -8,7 +8,7 @@ use meridian_bridge::engine::{Payload, TypeConfig};
 use meridian_bridge::state::Outcome;
 use meridian_seam::clock::Clock;
 use meridian_seam::limits;
-use openraft::impls::OneshotResponder;
+use openraft::impls::ProgressResponder;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::machine::Machine;
@@ -23,6 +23,8 @@ pub(super) struct Proposer {
 /// Commands that stay together and in order, and whom to tell when they are committed and applied here.
 struct Proposal {
     commands: Vec<Bytes>,
+    /// Whether it is one command of the federation, which has an outcome.
+    federation: bool,
     done: oneshot::Sender<io::Result<Vec<Outcome>>>,
 }
 
@@ -39,9 +41,28 @@ impl Proposer {
     /// # Errors
     /// If this server does not lead, if the leader changes meanwhile (the commands may or may not be
     /// committed later), or if too many proposals wait.
-    pub(super) fn propose(&self, commands: Vec<Bytes>) -> impl Future<Output = io::Result<Vec<Outcome>>> + Send + use<> {
+    pub(super) fn propose(
+        &self,
+        commands: Vec<Bytes>,
+    ) -> impl Future<Output = io::Result<Vec<Outcome>>> + Send + use<> {
+        self.enqueue(commands, false)
+    }
+
+    /// The same for one command of the federation.
+    pub(super) fn propose_federation(
+        &self,
+        command: Bytes,
+    ) -> impl Future<Output = io::Result<Vec<Outcome>>> + Send + use<> {
+        self.enqueue(vec![command], true)
+    }
+
+    fn enqueue(
+        &self,
+        commands: Vec<Bytes>,
+        federation: bool,
+    ) -> impl Future<Output = io::Result<Vec<Outcome>>> + Send + use<> {
         let (done, applied) = oneshot::channel();
-        let queued = self.queue.try_send(Proposal { commands, done });
+        let queued = self.queue.try_send(Proposal { commands, federation, done });
         async move {
             queued.map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => {
@@ -80,7 +101,7 @@ async fn run(
                 continue;
             }
         };
-        let (responder, response) = OneshotResponder::new_pair();
+        let (responder, response) = ProgressResponder::complete_only();
         if let Err(fatal) = raft.client_write_ff(Payload(batch), Some(responder)).await {
             fail(waiting, &io::Error::other(fatal.to_string()));
             continue;
@@ -100,9 +121,9 @@ async fn run(
     }
 }
 
-/// A proposal in a batch: how many of the batch's outcomes are its own is known from its commands.
+/// A proposal in a batch, and whether one of the batch's outcomes is its own.
 struct Waiting {
-    federation_commands: usize,
+    federation: bool,
     done: oneshot::Sender<io::Result<Vec<Outcome>>>,
 }
 
@@ -122,9 +143,8 @@ fn gather(
             return (commands, waiting, Some(proposal));
         }
         bytes += size;
-        let federation_commands = proposal.commands.iter().filter(|c| crate::txn::is_bridge_command(c)).count();
         commands.extend(proposal.commands);
-        waiting.push(Waiting { federation_commands, done: proposal.done });
+        waiting.push(Waiting { federation: proposal.federation, done: proposal.done });
         next = proposals.try_recv().ok();
     }
     (commands, waiting, None)
@@ -132,9 +152,9 @@ fn gather(
 
 fn succeed(waiting: Vec<Waiting>, outcomes: Vec<Outcome>) {
     let mut outcomes = outcomes.into_iter();
-    for Waiting { federation_commands, done } in waiting {
+    for Waiting { federation, done } in waiting {
         // Whoever proposed may have stopped waiting.
-        let _ = done.send(Ok(outcomes.by_ref().take(federation_commands).collect()));
+        let _ = done.send(Ok(outcomes.by_ref().take(usize::from(federation)).collect()));
     }
 }
 

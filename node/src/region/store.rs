@@ -93,7 +93,12 @@ impl Store {
     pub(super) fn new(log: LogHandle, recovered: Recovered) -> io::Result<Self> {
         let mut memory = Memory {
             vote: recovered.vote.as_deref().map(decode::<StoredVote>).transpose()?.map(Vote::from),
-            committed: recovered.committed.as_deref().map(decode::<StoredLogId>).transpose()?.map(LogId::from),
+            committed: recovered
+                .committed
+                .as_deref()
+                .map(decode::<StoredLogId>)
+                .transpose()?
+                .map(LogId::from),
             purged: match &recovered.purged {
                 Some((_, bytes)) => Some(decode::<StoredLogId>(bytes)?.into()),
                 None => None,

@@ -25,6 +25,8 @@
 mod format;
 mod read;
 mod receive;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::io;

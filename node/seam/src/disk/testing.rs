@@ -84,14 +84,15 @@ impl MemoryDisk {
         Self::default()
     }
 
-    /// Loses power: of the unsynced writes each sector, and of the unsynced name changes a prefix, survives as
-    /// `choose` says, which is asked for a number below its argument. `|_| 0` loses everything unsynced.
+    /// Loses power: each sector of an unsynced write, and each unsynced name change, survives if `choose`, asked for a
+    /// number below its argument 2, returns 1. `|_| 0` loses everything unsynced.
     pub fn crash(&self, mut choose: impl FnMut(usize) -> usize) {
         let mut state = self.state.lock();
         let changes = std::mem::take(&mut state.unsynced_names);
-        let kept = choose(changes.len() + 1);
-        for change in changes.into_iter().take(kept) {
-            change.apply(&mut state.durable_names);
+        for change in changes {
+            if choose(2) == 1 {
+                change.apply(&mut state.durable_names);
+            }
         }
         state.names = state.durable_names.clone();
         let mut ids: Vec<u64> = state.files.keys().copied().collect();
@@ -110,9 +111,16 @@ impl MemoryDisk {
     }
 
     /// Cuts the power after `changes` more successful changes (writes, syncs, allocations, name changes): all
-    /// later calls fail, until [`MemoryDisk::crash`].
+    /// later ones fail, until [`MemoryDisk::crash`] or [`MemoryDisk::restore_power`].
     pub fn cut_power_after(&self, changes: u64) {
         self.state.lock().changes_left = Some(changes);
+    }
+
+    /// Ends a cut of the power as if only the process had died: nothing unsynced is lost.
+    pub fn restore_power(&self) {
+        let mut state = self.state.lock();
+        state.changes_left = None;
+        state.fail_next_sync = false;
     }
 
     /// Makes the next sync of a file or directory fail. What it should have made durable stays readable, and is

@@ -1,0 +1,464 @@
+//! A region's consensus group: voters that agree on a log, observers that learn it.
+//!
+//! [`Region`] runs this server's part. Writes go in through [`Region::submit`] (a client's, numbered and
+//! sent to the leader exactly once) or [`Region::propose`] (the leader's own); what the log says comes out
+//! through the [`Sink`], entry by entry, with a [`View`] of the whole state. The consensus engine is known
+//! to this module and its children alone.
+
+mod machine;
+mod peers;
+mod proposer;
+mod store;
+mod uplink;
+
+pub use machine::View;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use meridian_bridge::mesh::RegionId;
+use meridian_bridge::state::{self as federation, Outcome};
+use meridian_seam::disk::Disk;
+use meridian_seam::net::BoxStream;
+use meridian_seam::{Environment, codec, limits};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::impls::BasicNode;
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::log::{Log, LogHandle, LogOptions};
+use crate::snapshot::SnapshotStore;
+use crate::txn::{Caller, Command, Effects, Me, State};
+use machine::Machine;
+use peers::Peers;
+use proposer::Proposer;
+use store::Store;
+use uplink::Uplink;
+
+type Raft = openraft::Raft<meridian_bridge::engine::TypeConfig, Machine>;
+
+/// Bytes of log after which a snapshot is taken, whatever the number of entries: bounds the memory of the
+/// log and the time of a restart.
+const LOG_BYTES_PER_SNAPSHOT: usize = 128 << 20;
+/// Entries (batches) after which a snapshot is taken.
+const ENTRIES_PER_SNAPSHOT: u64 = 50_000;
+/// Entries kept behind a snapshot for servers that lag a little.
+const ENTRIES_KEPT: u64 = 10_000;
+
+/// What a server must know to take part in its region.
+#[derive(Clone)]
+pub struct RegionConfig {
+    /// The region's number in the mesh.
+    pub region: RegionId,
+    /// The region's name.
+    pub region_name: String,
+    /// This server's number, 1 to [`limits::SERVERS_MAX`], unique in the region.
+    pub server: u64,
+    /// Addresses (`host:port`) for the other servers, by number: those that vote ...
+    pub voters: BTreeMap<u64, String>,
+    /// ... and those that only learn.
+    pub observers: BTreeMap<u64, String>,
+    /// The address to listen on for the other servers.
+    pub listen: String,
+    /// Where the log and snapshots live.
+    pub data_dir: PathBuf,
+    /// Timeouts.
+    pub timing: Timing,
+    /// Secures the connections between servers.
+    pub tls: Option<Arc<dyn PeerTls>>,
+}
+
+/// Timeouts of a region's group.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How often a leader is heard of.
+    pub heartbeat: Duration,
+    /// A follower that has not heard of it for a time drawn from this range calls an election.
+    pub election_timeout: (Duration, Duration),
+}
+
+impl Timing {
+    fn rpc_timeout(&self) -> Duration {
+        self.election_timeout.1
+    }
+}
+
+/// Secures connections between the servers of a region: both sides prove which server they are.
+pub trait PeerTls: Send + Sync {
+    /// Secures a connection to a server.
+    fn connect(&self, stream: BoxStream, server: u64) -> BoxFuture<'_, io::Result<BoxStream>>;
+
+    /// Secures an accepted connection and says which server is at the other end.
+    fn accept(&self, stream: BoxStream) -> BoxFuture<'_, io::Result<(BoxStream, u64)>>;
+}
+
+/// Takes what the log says. Called by one task at a time, in the order of the log; must not block.
+pub trait Sink: Send + Sync + 'static {
+    /// An entry has been applied: publishes the view and tells clients what the effects say.
+    fn applied(&self, view: Arc<View>, effects: Effects);
+
+    /// The state has been replaced as a whole, at the start or by a snapshot: what happened in between is
+    /// not known, so that clients must connect anew.
+    fn reset(&self, view: Arc<View>);
+
+    /// Another server of the region reports to this one, which it takes for the leader.
+    ///
+    /// # Errors
+    /// A reason that is sent back.
+    fn report(&self, from: u64, report: Bytes) -> Result<Bytes, String>;
+}
+
+/// Who leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The newest term known.
+    pub term: u64,
+    /// The leader, if one is known.
+    pub leader: Option<u64>,
+    /// Whether this server leads.
+    pub is_me: bool,
+}
+
+/// This server's part in its region. Clones share it.
+#[derive(Clone)]
+pub struct Region {
+    raft: Raft,
+    config: Arc<RegionConfig>,
+    me: Me,
+    view: Arc<ArcSwap<View>>,
+    leadership: watch::Receiver<Leadership>,
+    failure: watch::Receiver<Option<String>>,
+    proposer: Proposer,
+    uplink: Uplink,
+    peers: Peers,
+    store: Store,
+    tasks: Arc<parking_lot::Mutex<JoinSet<()>>>,
+}
+
+impl RegionConfig {
+    /// The address of a server of the region.
+    pub fn address_of(&self, server: u64) -> Option<&str> {
+        self.voters.get(&server).or_else(|| self.observers.get(&server)).map(String::as_str)
+    }
+
+    fn engine_config(&self) -> Result<Config, openraft::ConfigError> {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Config {
+            cluster_name: self.region_name.clone(),
+            heartbeat_interval: ms(self.timing.heartbeat),
+            election_timeout_min: ms(self.timing.election_timeout.0),
+            election_timeout_max: ms(self.timing.election_timeout.1),
+            enable_pre_vote: Some(true),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
+            max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+            replication_lag_threshold: ENTRIES_PER_SNAPSHOT * 2,
+            max_payload_entries: limits::APPEND_ENTRIES_MAX,
+            // A snapshot may be large; a broken connection ends the sending of one much earlier.
+            install_snapshot_timeout: 600_000,
+            backoff: "20ms 50ms 100ms 200ms ...1000ms".into(),
+            ..Config::default()
+        }
+        .validate()
+    }
+}
+
+impl Region {
+    /// Starts this server's part: recovers what the disk holds, listens for the other servers and joins
+    /// the group. `view` is what the sink publishes.
+    ///
+    /// # Errors
+    /// If the disk holds nothing usable, or the address can't be bound; the message says what to do.
+    pub async fn start(
+        environment: Environment,
+        config: RegionConfig,
+        view: Arc<ArcSwap<View>>,
+        sink: Arc<dyn Sink>,
+    ) -> io::Result<Self> {
+        let config = Arc::new(config);
+        let disk = environment.disk.clone();
+        let listener = environment.net.listen(config.listen.clone()).await?;
+        let (log, recovered) = Log::open(disk.clone(), &config.data_dir.join("log"), LogOptions::default())
+            .map_err(io::Error::other)?;
+        let store = Store::new(LogHandle::spawn_thread(log)?, recovered)?;
+        let snapshots = SnapshotStore::open(disk.clone(), &config.data_dir.join("snapshots"))
+            .map_err(io::Error::other)?;
+        let me = Me {
+            server: u8::try_from(config.server).map_err(|_| io::Error::other("server numbers end at 255"))?,
+            boot: next_boot(&*disk, &config.data_dir)?,
+        };
+        let uplink = Uplink::new(me);
+        let machine_sink =
+            Arc::new(SettlingSink { sink: sink.clone(), uplink: uplink.clone(), server: me.server });
+        let state = State::new(config.region);
+        let machine = Machine::open(state, me, snapshots.clone(), store.purged(), machine_sink)?;
+        let peers = Peers {
+            config: config.clone(),
+            environment: environment.clone(),
+            snapshots,
+            reporting: Arc::default(),
+        };
+        let pristine = store.is_pristine();
+        let engine_config = Arc::new(config.engine_config().map_err(io::Error::other)?);
+        let raft = Raft::new(config.server, engine_config, peers.clone(), store.clone(), machine)
+            .await
+            .map_err(io::Error::other)?;
+        if pristine && config.voters.contains_key(&config.server) {
+            form_group(&raft, &config).await?;
+        }
+        let proposer = Proposer::start(raft.clone(), environment.clock.clone());
+        let (leadership_sender, leadership) = watch::channel(Leadership::default());
+        let (failure_sender, failure) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
+        tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
+        tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), sink));
+        tasks.spawn(maintain(raft.clone(), config.clone(), store.clone(), leadership.clone()));
+        let tasks = Arc::new(parking_lot::Mutex::new(tasks));
+        Ok(Self { raft, config, me, view, leadership, failure, proposer, uplink, peers, store, tasks })
+    }
+
+    /// This server and its start.
+    pub fn me(&self) -> Me {
+        self.me
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &RegionConfig {
+        &self.config
+    }
+
+    /// The view published last.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Who leads, and changes of it.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// Why this server can take no further part (its disk failed, for instance); it must stop then.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failure.clone()
+    }
+
+    /// Whether the disk has room for more writes.
+    pub fn has_room(&self) -> bool {
+        self.store.log().has_room()
+    }
+
+    /// Adds a write of this server's clients. `build` is given the number under which its answer will
+    /// come out of the sink and makes the encoded [`Command`]; it runs before the answer can come. Waits
+    /// while too many writes are under way.
+    ///
+    /// # Errors
+    /// What `build` returns.
+    pub async fn submit<E>(&self, build: impl FnOnce(Caller) -> Result<Bytes, E>) -> Result<u64, E> {
+        self.uplink.submit(build).await
+    }
+
+    /// Proposes a command of the leader itself. Queued before this returns: calls keep their order.
+    ///
+    /// # Errors
+    /// If this server does not lead or stops to lead before the command is applied here; it may still be
+    /// committed later.
+    pub fn propose(&self, command: &Command<'_>) -> impl Future<Output = io::Result<()>> + Send + use<> {
+        let queued = codec::encode(command).map(|bytes| self.proposer.propose(vec![bytes.into()]));
+        async move { queued.map_err(io::Error::other)?.await.map(drop) }
+    }
+
+    /// Proposes a command of the federation and returns what it came to. Queued before this returns.
+    ///
+    /// # Errors
+    /// As for [`Region::propose`].
+    pub fn propose_federation(
+        &self,
+        command: federation::Command,
+    ) -> impl Future<Output = io::Result<Outcome>> + Send + use<> {
+        let queued =
+            codec::encode(&Command::Bridge(command)).map(|b| self.proposer.propose_federation(b.into()));
+        async move {
+            let outcomes = queued.map_err(io::Error::other)?.await?;
+            outcomes.first().copied().ok_or_else(|| io::Error::other("the command came to nothing"))
+        }
+    }
+
+    /// Reports to the leader, whoever it is, and returns its answer.
+    ///
+    /// # Errors
+    /// If no leader is known or it can't be reached.
+    pub async fn report(&self, report: Bytes) -> io::Result<Bytes> {
+        let leader = self.leadership.borrow().leader;
+        let leader =
+            leader.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "no leader is known"))?;
+        let address = self.config.address_of(leader).ok_or(io::ErrorKind::NotFound)?;
+        self.peers.reporting_link(leader, address).report(report).await
+    }
+
+    /// Stops taking part. What was acknowledged is on disk.
+    pub async fn shutdown(&self) {
+        self.tasks.lock().abort_all();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::debug!(%error, "the consensus engine did not end cleanly");
+        }
+        self.store.log().close().await;
+    }
+}
+
+/// Tells the uplink what is applied before anybody else learns of it.
+struct SettlingSink {
+    sink: Arc<dyn Sink>,
+    uplink: Uplink,
+    server: u8,
+}
+
+impl SettlingSink {
+    fn settle(&self, view: &View) {
+        if let Some((boot, upto)) = view.state.cursors.get(&self.server) {
+            self.uplink.settle(*boot, *upto);
+        }
+    }
+}
+
+impl Sink for SettlingSink {
+    fn applied(&self, view: Arc<View>, effects: Effects) {
+        self.settle(&view);
+        self.sink.applied(view, effects);
+    }
+
+    fn reset(&self, view: Arc<View>) {
+        self.settle(&view);
+        self.sink.reset(view);
+    }
+
+    fn report(&self, from: u64, report: Bytes) -> Result<Bytes, String> {
+        self.sink.report(from, report)
+    }
+}
+
+/// Counts the starts of this server, durably: the number tells its writes from those of an earlier start.
+fn next_boot(disk: &dyn Disk, dir: &Path) -> io::Result<u32> {
+    let path = dir.join("boots");
+    let last = match disk.open(&path) {
+        Ok(file) => {
+            let mut bytes = [0; 4];
+            if file.read_at(&mut bytes, 0)? != 4 {
+                let reason =
+                    format!("{} is damaged: it should hold four bytes; restore this server", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            u32::from_le_bytes(bytes)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    let boot = last.checked_add(1).ok_or_else(|| io::Error::other("this server was started too often"))?;
+    let temporary = dir.join("boots.tmp");
+    if disk.list(dir)?.iter().any(|name| name == "boots.tmp") {
+        // Left over by a crash between create and rename.
+        disk.remove(&temporary)?;
+    }
+    let file = disk.create(&temporary)?;
+    file.write_at(&boot.to_le_bytes(), 0)?;
+    file.sync_data()?;
+    disk.rename(&temporary, &path)?;
+    disk.sync_dir(dir)?;
+    Ok(boot)
+}
+
+/// Forms the group from the configured voters. Every voter does so with the same set; only the first
+/// election tells who leads.
+async fn form_group(raft: &Raft, config: &RegionConfig) -> io::Result<()> {
+    let members: BTreeMap<u64, BasicNode> =
+        config.voters.iter().map(|(id, address)| (*id, BasicNode::new(address))).collect();
+    match raft.initialize(members).await {
+        Ok(()) => Ok(()),
+        // Another voter was quicker and its entries have already arrived.
+        Err(openraft::errors::RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => {
+            Ok(())
+        }
+        Err(error) => Err(io::Error::other(error.to_string())),
+    }
+}
+
+/// Publishes who leads, and why the engine has stopped if it has.
+async fn follow_leadership(
+    raft: Raft,
+    leadership: watch::Sender<Leadership>,
+    failure: watch::Sender<Option<String>>,
+) {
+    let mut metrics = raft.metrics();
+    loop {
+        let now = {
+            let metrics = metrics.borrow_watched();
+            if let Err(fatal) = &metrics.running_state {
+                failure.send_replace(Some(fatal.to_string()));
+            }
+            let is_me = metrics.state == ServerState::Leader;
+            Leadership { term: metrics.current_term, leader: metrics.current_leader, is_me }
+        };
+        leadership.send_if_modified(|known| {
+            let changed = *known != now;
+            if changed && known.leader != now.leader {
+                tracing::info!(term = now.term, leader = now.leader, "leader of the region");
+            }
+            *known = now;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            failure.send_if_modified(|f| {
+                let stopped = f.is_none();
+                f.get_or_insert_with(|| "the consensus engine has stopped".into());
+                stopped
+            });
+            return;
+        }
+    }
+}
+
+/// What a leader sees to now and then: observers that are not yet members, logs that have grown long.
+async fn maintain(
+    raft: Raft,
+    config: Arc<RegionConfig>,
+    store: Store,
+    leadership: watch::Receiver<Leadership>,
+) {
+    let mut interval = tokio::time::interval(Duration::from_millis(500));
+    let mut bytes_at_snapshot = 0;
+    loop {
+        interval.tick().await;
+        let bytes = store.bytes();
+        if bytes < bytes_at_snapshot {
+            bytes_at_snapshot = bytes;
+        }
+        if bytes > bytes_at_snapshot + LOG_BYTES_PER_SNAPSHOT {
+            bytes_at_snapshot = bytes;
+            if let Err(error) = raft.trigger().snapshot().await {
+                tracing::debug!(%error, "no snapshot was started");
+            }
+        }
+        if leadership.borrow().is_me {
+            add_observers(&raft, &config).await;
+        }
+    }
+}
+
+async fn add_observers(raft: &Raft, config: &RegionConfig) {
+    for (id, address) in &config.observers {
+        let known = raft.metrics().borrow_watched().membership_config.get_node(id).is_some();
+        if known {
+            continue;
+        }
+        match raft.add_learner(*id, BasicNode::new(address), false).await {
+            Ok(_) => tracing::info!(server = id, %address, "observer added"),
+            Err(error) => tracing::debug!(server = id, %error, "observer not added yet"),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The way of this server's writes to the leader, exactly once and in order.
+//!
+//! Every write gets the next number of this start of the server and stays here until it is seen applied.
+//! When the leader changes, or a connection breaks, everything that is still here is sent again in order;
+//! the region's state drops what it has seen.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use meridian_seam::limits;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::Leadership;
+use super::peers::{PeerLink, Peers};
+use super::proposer::Proposer;
+use crate::txn::{Caller, Me};
+
+/// After a failure, the pause before everything is sent again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Writes that the leader took and that are not applied for so long are sent again.
+const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The writes of this server that are not yet applied. Clones share them.
+#[derive(Clone)]
+pub(super) struct Uplink {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    me: Me,
+    pending: Mutex<Pending>,
+    /// Something was added.
+    added: Notify,
+    room: Semaphore,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// Number of the last write added.
+    last: u64,
+    /// Encoded commands; the first has the number `last - len + 1`.
+    commands: VecDeque<Bytes>,
+}
+
+impl Pending {
+    fn first(&self) -> u64 {
+        self.last + 1 - self.commands.len() as u64
+    }
+}
+
+impl Uplink {
+    pub(super) fn new(me: Me) -> Self {
+        let room = Semaphore::new(limits::SERVER_WRITES_MAX);
+        Self { shared: Arc::new(Shared { me, pending: Mutex::default(), added: Notify::new(), room }) }
+    }
+
+    /// Waits while too many writes are not yet applied, then adds one. `build` is given the number under
+    /// which the answer will come; it runs before the write can be applied, so that it can note who waits.
+    pub(super) async fn submit<E>(&self, build: impl FnOnce(Caller) -> Result<Bytes, E>) -> Result<u64, E> {
+        // The semaphore is never closed.
+        let permit = self.shared.room.acquire().await.ok();
+        let sequence = {
+            let mut pending = self.shared.pending.lock();
+            let sequence = pending.last + 1;
+            let caller = Caller { server: self.shared.me.server, boot: self.shared.me.boot, sequence };
+            let command = build(caller)?;
+            pending.last = sequence;
+            pending.commands.push_back(command);
+            sequence
+        };
+        if let Some(permit) = permit {
+            permit.forget();
+        }
+        self.shared.added.notify_one();
+        Ok(sequence)
+    }
+
+    /// Writes up to this number are applied.
+    pub(super) fn settle(&self, boot: u32, upto: u64) {
+        if boot != self.shared.me.boot {
+            return;
+        }
+        let mut pending = self.shared.pending.lock();
+        let first = pending.first();
+        let settled =
+            usize::try_from((upto + 1).saturating_sub(first)).unwrap_or(0).min(pending.commands.len());
+        pending.commands.drain(..settled);
+        self.shared.room.add_permits(settled);
+    }
+
+    /// The writes from number `from` on, within the bounds of a batch, and the number after the last.
+    fn take_from(&self, from: u64) -> (Vec<Bytes>, u64) {
+        let pending = self.shared.pending.lock();
+        let first = pending.first();
+        let from = from.max(first);
+        let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
+        let mut budget = limits::BATCH_BYTES_MAX;
+        let mut taken = Vec::new();
+        for command in pending.commands.iter().skip(skip).take(limits::BATCH_COMMANDS_MAX) {
+            if command.len() > budget && !taken.is_empty() {
+                break;
+            }
+            budget = budget.saturating_sub(command.len());
+            taken.push(command.clone());
+        }
+        let next = from + taken.len() as u64;
+        (taken, next)
+    }
+
+    fn first(&self) -> u64 {
+        self.shared.pending.lock().first()
+    }
+
+    fn is_settled(&self, upto: u64) -> bool {
+        self.first() > upto
+    }
+}
+
+/// Sends the writes to whoever leads, until the server stops.
+pub(super) async fn run(
+    uplink: Uplink,
+    peers: Peers,
+    proposer: Proposer,
+    mut leadership: watch::Receiver<Leadership>,
+) {
+    let mut links: BTreeMap<u64, PeerLink> = BTreeMap::new();
+    loop {
+        let Some(leader) = leadership.borrow_and_update().leader else {
+            if leadership.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let link = if leader == peers.config.server {
+            None
+        } else {
+            let Some(address) = peers.config.address_of(leader) else {
+                tracing::warn!(leader, "the leader is not in this server's configuration");
+                tokio::time::sleep(STALL_TIMEOUT).await;
+                continue;
+            };
+            Some(links.entry(leader).or_insert_with(|| peers.link(leader, address.to_string())).clone())
+        };
+        let outcome = tokio::select! {
+            outcome = send_all(&uplink, link.as_ref(), &proposer) => outcome,
+            changed = leadership.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%error, leader, "writes are sent again");
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+type Sent = BoxFuture<'static, (u64, io::Result<()>)>;
+
+/// Sends everything that is pending and then what is added, until something fails.
+async fn send_all(uplink: &Uplink, link: Option<&PeerLink>, proposer: &Proposer) -> io::Result<()> {
+    let mut next = uplink.first();
+    let mut under_way: FuturesUnordered<Sent> = FuturesUnordered::new();
+    let mut stalled = tokio::time::interval(STALL_TIMEOUT);
+    stalled.tick().await;
+    // What the leader took but may have been dropped behind a gap: looked at again one stall later.
+    let mut committed_upto = 0;
+    loop {
+        while under_way.len() < limits::FORWARDS_IN_FLIGHT_MAX {
+            let (commands, after) = uplink.take_from(next);
+            if commands.is_empty() {
+                break;
+            }
+            next = after;
+            let sent = send(link, proposer, commands, after - 1).await?;
+            under_way.push(sent);
+        }
+        tokio::select! {
+            biased;
+            Some((upto, result)) = under_way.next(), if !under_way.is_empty() => {
+                result?;
+                committed_upto = committed_upto.max(upto);
+            }
+            () = uplink.shared.added.notified() => {}
+            _ = stalled.tick() => {
+                if committed_upto > 0 && !uplink.is_settled(committed_upto) {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "committed writes were not applied"));
+                }
+            }
+        }
+    }
+}
+
+async fn send(
+    link: Option<&PeerLink>,
+    proposer: &Proposer,
+    commands: Vec<Bytes>,
+    upto: u64,
+) -> io::Result<Sent> {
+    Ok(match link {
+        None => {
+            let applied = proposer.propose(commands);
+            Box::pin(async move { (upto, applied.await.map(drop)) })
+        }
+        Some(link) => {
+            let forwarded = link.forward(commands).await?;
+            Box::pin(async move { (upto, forwarded.await.map(drop)) })
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_settled_is_sent_again_in_order() {
+        let uplink = Uplink::new(Me { server: 1, boot: 7 });
+        for name in ["a", "b", "c"] {
+            let build = |_| Ok::<_, ()>(Bytes::from_static(name.as_bytes()));
+            uplink.submit(build).await.unwrap();
+        }
+        assert_eq!(uplink.take_from(2), (vec!["b".into(), "c".into()], 4));
+        uplink.settle(6, 3);
+        assert_eq!(uplink.first(), 1, "another start's numbers mean nothing");
+        uplink.settle(7, 2);
+        assert_eq!(uplink.take_from(0), (vec!["c".into()], 4));
+        assert!(uplink.is_settled(2) && !uplink.is_settled(3));
+    }
+}
