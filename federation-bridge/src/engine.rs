@@ -5,10 +5,11 @@
 //! stored and sent (in records of our own, never in the engine's layout), and how the engine's calls
 //! travel over [`rpc`] connections, with appends pipelined.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::{Bound, RangeBounds};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,6 +202,85 @@ impl StoredEntry {
             StoredPayload::Members(members) => EntryPayload::Membership(members.membership()?),
         };
         Ok(Entry { log_id: self.id.into(), payload })
+    }
+}
+
+/// The part of a log that is kept in memory for reading, with the positions that go with it. What makes it
+/// durable is elsewhere.
+#[derive(Debug, Default)]
+pub struct LogMemory {
+    /// The vote saved last.
+    pub vote: Option<Vote>,
+    /// The committed position saved last.
+    pub committed: Option<LogId>,
+    /// The entry up to which the log is purged.
+    pub purged: Option<LogId>,
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl LogMemory {
+    /// Whether nothing was ever stored.
+    pub fn is_pristine(&self) -> bool {
+        self.vote.is_none() && self.last().is_none()
+    }
+
+    /// About the bytes that the entries take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The last entry, or the one up to which the log is purged.
+    pub fn last(&self) -> Option<LogId> {
+        self.entries.back().map(|e| e.log_id).or(self.purged)
+    }
+
+    /// Appends the entry that follows the last one.
+    pub fn push(&mut self, entry: Entry) {
+        self.bytes += weight(&entry);
+        self.entries.push_back(entry);
+    }
+
+    /// Removes the entries from this index on.
+    pub fn truncate_from(&mut self, index: u64) {
+        while self.entries.back().is_some_and(|e| e.log_id.index() >= index) {
+            self.bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
+        }
+    }
+
+    /// Removes the entries up to this one.
+    pub fn purge(&mut self, id: LogId) {
+        while self.entries.front().is_some_and(|e| e.log_id.index() <= id.index()) {
+            self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
+        }
+        self.purged = Some(id);
+    }
+
+    /// The entries of a range of indices, at most `bytes_max` of them but at least one if there is one.
+    pub fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Vec<Entry> {
+        let Some(first) = self.entries.front().map(|e| e.log_id.index()) else { return Vec::new() };
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => first,
+        };
+        let skip = usize::try_from(start.saturating_sub(first)).unwrap_or(usize::MAX);
+        let (mut budget, mut taken) = (bytes_max, Vec::new());
+        for entry in self.entries.iter().skip(skip).take_while(|e| range.contains(&e.log_id.index())) {
+            if weight(entry) > budget && !taken.is_empty() {
+                break;
+            }
+            budget = budget.saturating_sub(weight(entry));
+            taken.push(entry.clone());
+        }
+        taken
+    }
+}
+
+fn weight(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(payload) => payload.0.len() + 64,
+        _ => 256,
     }
 }
 
@@ -550,7 +630,7 @@ async fn run_appends<SM: RaftStateMachine<TypeConfig>>(
         let feed =
             futures::stream::unfold(feed, |mut feed| async move { feed.recv().await.map(|r| (r, feed)) });
         let mut results = std::pin::pin!(raft.stream_append(feed));
-        let mut unanswered = std::collections::VecDeque::new();
+        let mut unanswered = VecDeque::new();
         loop {
             tokio::select! {
                 biased;

@@ -117,7 +117,8 @@ impl Server {
         build: impl FnOnce(meridian_node::txn::Caller) -> Result<Vec<u8>, codec::CodecError>,
     ) {
         let sequence = self.region.submit(|caller| build(caller).map(Bytes::from)).await.unwrap();
-        let answer = tokio::time::timeout(Duration::from_secs(20), self.answers.recv()).await.unwrap().unwrap();
+        let answer =
+            tokio::time::timeout(Duration::from_secs(20), self.answers.recv()).await.unwrap().unwrap();
         assert_eq!((answer.sequence, answer.outcome.error), (sequence, ErrorCode::Ok));
     }
 

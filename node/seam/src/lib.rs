@@ -11,6 +11,7 @@ pub mod disk;
 pub mod entropy;
 pub mod limits;
 pub mod net;
+pub mod resend;
 pub mod rpc;
 
 use std::sync::Arc;

@@ -1,14 +1,13 @@
 //! The engine's log storage: entries in memory for reading, the write-ahead log for keeping.
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_bridge::engine::{
-    Entry, LogId, StoredEntry, StoredLogId, StoredVote, TypeConfig, Vote, invalid_data,
+    Entry, LogId, LogMemory, StoredEntry, StoredLogId, StoredVote, TypeConfig, Vote, invalid_data,
 };
 use meridian_seam::{codec, limits};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -21,90 +20,19 @@ use crate::log::{LogHandle, Record, Recovered, RejectedReason};
 #[derive(Clone)]
 pub(super) struct Store {
     log: LogHandle,
-    memory: Arc<Mutex<Memory>>,
-}
-
-/// What the log holds, as of the last call; the disk may still be catching up with it.
-#[derive(Default)]
-struct Memory {
-    entries: VecDeque<Entry>,
-    bytes: usize,
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    purged: Option<LogId>,
-}
-
-impl Memory {
-    fn first_index(&self) -> u64 {
-        self.entries.front().map_or_else(|| self.purged.map_or(0, |id| id.index() + 1), |e| e.log_id.index())
-    }
-
-    fn push(&mut self, entry: Entry) {
-        self.bytes += weight(&entry);
-        self.entries.push_back(entry);
-    }
-
-    fn truncate_from(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|e| e.log_id.index() >= index) {
-            self.bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
-        }
-    }
-
-    fn purge(&mut self, id: LogId) {
-        while self.entries.front().is_some_and(|e| e.log_id.index() <= id.index()) {
-            self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
-        }
-        self.purged = Some(id);
-    }
-
-    fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Vec<Entry> {
-        let first = self.first_index();
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(before) => before.saturating_add(1),
-            Bound::Unbounded => first,
-        };
-        let skip = usize::try_from(start.saturating_sub(first)).unwrap_or(usize::MAX);
-        let mut budget = bytes_max;
-        self.entries
-            .iter()
-            .skip(skip)
-            .take_while(|e| range.contains(&e.log_id.index()))
-            .enumerate()
-            .take_while(|(i, e)| {
-                let fits = *i == 0 || weight(e) <= budget;
-                budget = budget.saturating_sub(weight(e));
-                fits
-            })
-            .map(|(_, e)| e.clone())
-            .collect()
-    }
-}
-
-fn weight(entry: &Entry) -> usize {
-    match &entry.payload {
-        openraft::EntryPayload::Normal(payload) => payload.0.len() + 64,
-        _ => 256,
-    }
+    memory: Arc<Mutex<LogMemory>>,
 }
 
 impl Store {
     /// Takes over what the write-ahead log held when it was opened.
     pub(super) fn new(log: LogHandle, recovered: Recovered) -> io::Result<Self> {
-        let mut memory = Memory {
-            vote: recovered.vote.as_deref().map(decode::<StoredVote>).transpose()?.map(Vote::from),
-            committed: recovered
-                .committed
-                .as_deref()
-                .map(decode::<StoredLogId>)
-                .transpose()?
-                .map(LogId::from),
-            purged: match &recovered.purged {
-                Some((_, bytes)) => Some(decode::<StoredLogId>(bytes)?.into()),
-                None => None,
-            },
-            ..Memory::default()
-        };
+        let mut memory = LogMemory::default();
+        memory.vote = recovered.vote.as_deref().map(decode::<StoredVote>).transpose()?.map(Vote::from);
+        memory.committed =
+            recovered.committed.as_deref().map(decode::<StoredLogId>).transpose()?.map(LogId::from);
+        if let Some((_, bytes)) = &recovered.purged {
+            memory.purge(decode::<StoredLogId>(bytes)?.into());
+        }
         for (_, bytes) in &recovered.entries {
             // Decoding copies the payload, so that the recovered file image can go.
             memory.push(decode::<StoredEntry>(bytes)?.into_entry()?);
@@ -115,7 +43,7 @@ impl Store {
     /// Whether nothing was ever stored: the server has not been part of a group yet.
     pub(super) fn is_pristine(&self) -> bool {
         let memory = self.memory.lock();
-        memory.vote.is_none() && memory.entries.is_empty() && memory.purged.is_none()
+        memory.is_pristine()
     }
 
     /// The entry up to which the log has been purged.
@@ -125,7 +53,7 @@ impl Store {
 
     /// Bytes of entries kept in memory, which is also about what the log holds on disk.
     pub(super) fn bytes(&self) -> usize {
-        self.memory.lock().bytes
+        self.memory.lock().bytes()
     }
 
     /// The write-ahead log.
@@ -194,8 +122,7 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let memory = self.memory.lock();
-        let last = memory.entries.back().map(|e| e.log_id).or(memory.purged);
-        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: last })
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last() })
     }
 
     async fn get_log_reader(&mut self) -> Self {

@@ -10,10 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use meridian_seam::limits;
+use meridian_seam::resend::{self, Carrier, Queue, Sent};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -24,8 +22,8 @@ use crate::txn::{Caller, Me};
 
 /// After a failure, the pause before everything is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// Writes that the leader took and that are not applied for so long are sent again.
-const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pause after finding that the leader is not a configured server.
+const UNKNOWN_LEADER_PAUSE: Duration = Duration::from_secs(3);
 
 /// The writes of this server that are not yet applied. Clones share them.
 #[derive(Clone)]
@@ -94,13 +92,19 @@ impl Uplink {
         pending.commands.drain(..settled);
         self.shared.room.add_permits(settled);
     }
+}
 
-    /// The writes from number `from` on, within the bounds of a batch, and the number after the last.
-    fn take_from(&self, from: u64) -> (Vec<Bytes>, u64) {
+impl Queue for Uplink {
+    type Item = Bytes;
+
+    fn first(&self) -> u64 {
+        self.shared.pending.lock().first()
+    }
+
+    fn take_from(&self, from: u64) -> (u64, Vec<Bytes>) {
         let pending = self.shared.pending.lock();
-        let first = pending.first();
-        let from = from.max(first);
-        let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
+        let from = from.max(pending.first());
+        let skip = usize::try_from(from - pending.first()).unwrap_or(usize::MAX);
         let mut budget = limits::BATCH_BYTES_MAX;
         let mut taken = Vec::new();
         for command in pending.commands.iter().skip(skip).take(limits::BATCH_COMMANDS_MAX) {
@@ -110,16 +114,11 @@ impl Uplink {
             budget = budget.saturating_sub(command.len());
             taken.push(command.clone());
         }
-        let next = from + taken.len() as u64;
-        (taken, next)
+        (from, taken)
     }
 
-    fn first(&self) -> u64 {
-        self.shared.pending.lock().first()
-    }
-
-    fn is_settled(&self, upto: u64) -> bool {
-        self.first() > upto
+    async fn added(&self) {
+        self.shared.added.notified().await;
     }
 }
 
@@ -138,18 +137,18 @@ pub(super) async fn run(
             }
             continue;
         };
-        let link = if leader == peers.config.server {
-            None
+        let way = if leader == peers.config.server {
+            Way::Here(proposer.clone())
         } else {
             let Some(address) = peers.config.address_of(leader) else {
                 tracing::warn!(leader, "the leader is not in this server's configuration");
-                tokio::time::sleep(STALL_TIMEOUT).await;
+                tokio::time::sleep(UNKNOWN_LEADER_PAUSE).await;
                 continue;
             };
-            Some(links.entry(leader).or_insert_with(|| peers.link(leader, address.to_string())).clone())
+            Way::There(links.entry(leader).or_insert_with(|| peers.link(leader, address.to_string())).clone())
         };
         let outcome = tokio::select! {
-            outcome = send_all(&uplink, link.as_ref(), &proposer) => outcome,
+            outcome = resend::send_all(&uplink, limits::FORWARDS_IN_FLIGHT_MAX, &way) => outcome,
             changed = leadership.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -162,58 +161,27 @@ pub(super) async fn run(
     }
 }
 
-type Sent = BoxFuture<'static, (u64, io::Result<()>)>;
-
-/// Sends everything that is pending and then what is added, until something fails.
-async fn send_all(uplink: &Uplink, link: Option<&PeerLink>, proposer: &Proposer) -> io::Result<()> {
-    let mut next = uplink.first();
-    let mut under_way: FuturesUnordered<Sent> = FuturesUnordered::new();
-    let mut stalled = tokio::time::interval(STALL_TIMEOUT);
-    stalled.tick().await;
-    // What the leader took but may have been dropped behind a gap: looked at again one stall later.
-    let mut committed_upto = 0;
-    loop {
-        while under_way.len() < limits::FORWARDS_IN_FLIGHT_MAX {
-            let (commands, after) = uplink.take_from(next);
-            if commands.is_empty() {
-                break;
-            }
-            next = after;
-            let sent = send(link, proposer, commands, after - 1).await?;
-            under_way.push(sent);
-        }
-        tokio::select! {
-            biased;
-            Some((upto, result)) = under_way.next(), if !under_way.is_empty() => {
-                result?;
-                committed_upto = committed_upto.max(upto);
-            }
-            () = uplink.shared.added.notified() => {}
-            _ = stalled.tick() => {
-                if committed_upto > 0 && !uplink.is_settled(committed_upto) {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "committed writes were not applied"));
-                }
-            }
-        }
-    }
+/// The way to the leader.
+enum Way {
+    /// This server leads.
+    Here(Proposer),
+    /// Another does.
+    There(PeerLink),
 }
 
-async fn send(
-    link: Option<&PeerLink>,
-    proposer: &Proposer,
-    commands: Vec<Bytes>,
-    upto: u64,
-) -> io::Result<Sent> {
-    Ok(match link {
-        None => {
-            let applied = proposer.propose(commands);
-            Box::pin(async move { (upto, applied.await.map(drop)) })
-        }
-        Some(link) => {
-            let forwarded = link.forward(commands).await?;
-            Box::pin(async move { (upto, forwarded.await.map(drop)) })
-        }
-    })
+impl Carrier<Bytes> for Way {
+    async fn send(&self, _first: u64, commands: Vec<Bytes>) -> io::Result<Sent> {
+        Ok(match self {
+            Way::Here(proposer) => {
+                let applied = proposer.propose(commands);
+                Box::pin(async move { applied.await.map(drop) })
+            }
+            Way::There(link) => {
+                let forwarded = link.forward(commands).await?;
+                Box::pin(async move { forwarded.await.map(drop) })
+            }
+        })
+    }
 }
 
 #[cfg(test)]
@@ -227,11 +195,10 @@ mod tests {
             let build = |_| Ok::<_, ()>(Bytes::from_static(name.as_bytes()));
             uplink.submit(build).await.unwrap();
         }
-        assert_eq!(uplink.take_from(2), (vec!["b".into(), "c".into()], 4));
+        assert_eq!(uplink.take_from(2), (2, vec!["b".into(), "c".into()]));
         uplink.settle(6, 3);
         assert_eq!(uplink.first(), 1, "another start's numbers mean nothing");
         uplink.settle(7, 2);
-        assert_eq!(uplink.take_from(0), (vec!["c".into()], 4));
-        assert!(uplink.is_settled(2) && !uplink.is_settled(3));
+        assert_eq!(uplink.take_from(0), (3, vec!["c".into()]));
     }
 }
