@@ -91,3 +91,21 @@ pub const SERVERS_MAX: usize = 255;
 
 /// Subtrees of a mesh.
 pub const SUBTREES_MAX: usize = 1_000;
+
+/// Connections accepted from other regions, all peers together. Beyond it new ones are closed at once
+/// with a reason; those that stand are not disturbed.
+pub const BRIDGE_CONNECTIONS_MAX: usize = 1_024;
+
+/// Connections accepted from one peer. One more closes that peer's oldest: a peer that restarted comes
+/// anew before its old connection has timed out.
+pub const BRIDGE_CONNECTIONS_PER_PEER_MAX: usize = 4;
+
+/// Handshakes of other regions under way. From half of it on a caller must first prove its address;
+/// beyond it callers are refused. Strangers can hold no more memory than this.
+pub const BRIDGE_HANDSHAKES_MAX: usize = 256;
+
+/// Streams that a peer may have open on one connection. Beyond it the peer's next open waits.
+pub const BRIDGE_STREAMS_MAX: u32 = 64;
+
+/// Accepted streams that wait to be taken. Beyond it new ones wait in their connections.
+pub const BRIDGE_STREAMS_WAITING_MAX: usize = 64;
