@@ -14,9 +14,14 @@
 //! The crate knows nothing of znodes, sessions or clients. It orders opaque requests for numbered
 //! subtrees and sees its region through one trait that the region server implements.
 
+pub mod bridge;
 pub mod certificates;
 pub mod engine;
+pub mod global;
+pub mod lease;
+mod links;
 pub mod mesh;
 pub mod probe;
+pub mod region;
 pub mod state;
 pub mod transport;
