@@ -1,5 +1,6 @@
 //! The Meridian region server.
 
+pub mod config;
 pub mod log;
 pub mod region;
 pub mod snapshot;

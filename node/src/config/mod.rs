@@ -1,0 +1,537 @@
+//! Configuration: a TOML file, then environment variables, then the command line, each over the one before.
+//!
+//! A variable is named `MERIDIAN_` and the key in capitals, with two underscores between the parts:
+//! `MERIDIAN_CLIENT__LISTEN=0.0.0.0:2181`. Unknown keys are refused. `deploy/region.toml` is a commented
+//! example.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use meridian_bridge::bridge::BridgeConfig;
+use meridian_bridge::global::GlobalTiming;
+use meridian_bridge::lease::LeaseTerms;
+use meridian_bridge::mesh::{Mesh, Mode, Subtree};
+use meridian_bridge::transport::{PeerAddress, Settings};
+use meridian_seam::limits;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::region::Timing;
+
+/// Prefix of the environment variables.
+const ENVIRONMENT_PREFIX: &str = "MERIDIAN_";
+
+/// The configuration of one server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Name of the region.
+    pub region: String,
+    /// This server's number in the region, 1 to 255.
+    pub server: u8,
+    /// Where the log and the snapshots live. Must be on a disk of its own kind: every write waits for it.
+    pub data_dir: PathBuf,
+    /// ZooKeeper's tick in ms: session timeouts are bounded by it.
+    #[serde(default = "default_tick_ms")]
+    pub tick_ms: u64,
+    /// Clients.
+    #[serde(default)]
+    pub client: ClientConfig,
+    /// Operators.
+    #[serde(default)]
+    pub admin: AdminConfig,
+    /// The servers of this region.
+    pub servers: Vec<ServerEntry>,
+    /// Certificates; required for a mesh.
+    #[serde(default)]
+    pub security: Option<SecurityConfig>,
+    /// The other regions.
+    #[serde(default)]
+    pub mesh: Option<MeshConfig>,
+    /// Timeouts within the region.
+    #[serde(default)]
+    pub timing: TimingConfig,
+    /// The log for people.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+fn default_tick_ms() -> u64 {
+    2_000
+}
+
+/// How clients are served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClientConfig {
+    /// The address to listen on.
+    pub listen: String,
+    /// Bounds of session timeouts; 2 and 20 ticks unless given.
+    pub session_timeout_min_ms: Option<u32>,
+    /// See `session_timeout_min_ms`.
+    pub session_timeout_max_ms: Option<u32>,
+    /// Connections from one address; 0 is without bound.
+    pub connections_per_address_max: usize,
+    /// The largest request in bytes (`jute.maxbuffer`).
+    pub frame_bytes_max: usize,
+    /// Four-letter words that are answered; `*` for all.
+    pub four_letter_words: Vec<String>,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            listen: "0.0.0.0:2181".into(),
+            session_timeout_min_ms: None,
+            session_timeout_max_ms: None,
+            connections_per_address_max: 60,
+            frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
+            four_letter_words: vec!["*".into()],
+        }
+    }
+}
+
+/// The HTTP endpoint for operators.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// The address to listen on; none turns it off.
+    pub listen: Option<String>,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: Some("127.0.0.1:8080".into()) }
+    }
+}
+
+/// A server of the region.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerEntry {
+    /// Its number, 1 to 255.
+    pub number: u8,
+    /// Where the other servers of the region reach it: `host:port`.
+    pub address: String,
+    /// Whether it votes.
+    #[serde(default)]
+    pub role: Role,
+}
+
+/// Whether a server votes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It votes and may lead.
+    #[default]
+    Voter,
+    /// It learns and serves clients; no write waits for it.
+    Observer,
+}
+
+/// Files of this server's certificate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecurityConfig {
+    /// The certificate, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The certificate of the mesh's authority, PEM.
+    pub authority: PathBuf,
+}
+
+/// The mesh. The regions' names and the subtrees must be equal in all regions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshConfig {
+    /// The address to bind for the bridge (QUIC, UDP).
+    #[serde(default = "default_bridge_listen")]
+    pub listen: SocketAddr,
+    /// All regions, this one included, in the same order everywhere.
+    pub regions: Vec<MeshRegion>,
+    /// What is shared.
+    #[serde(default)]
+    pub subtrees: Vec<SubtreeConfig>,
+    /// Region leases.
+    #[serde(default)]
+    pub lease: LeaseConfig,
+    /// Timeouts between regions.
+    #[serde(default)]
+    pub timing: MeshTimingConfig,
+}
+
+fn default_bridge_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 2890))
+}
+
+/// A region of the mesh.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshRegion {
+    /// Its name.
+    pub name: String,
+    /// Addresses of its voters' bridges (`host:port`) by server number; may be empty for this region.
+    #[serde(default)]
+    pub bridges: BTreeMap<String, String>,
+}
+
+/// A shared subtree.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubtreeConfig {
+    /// The path of its root.
+    pub path: String,
+    /// How it is shared.
+    pub mode: SubtreeMode,
+    /// The region that orders its writes, for `homed`.
+    #[serde(default)]
+    pub home: Option<String>,
+}
+
+/// How a subtree is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SubtreeMode {
+    /// A majority of regions agrees on every write.
+    Global,
+    /// One region orders the writes, the others mirror it.
+    Homed,
+}
+
+/// How long a region's lease lasts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeaseConfig {
+    /// From the sending of a renewal, in ms. Must exceed a failover of a region and of the global group.
+    pub duration_ms: u64,
+    /// By how much the rate of a clock may be off.
+    pub drift_max: f64,
+    /// Time for a region to tell its holders, in ms.
+    pub margin_ms: u64,
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        let LeaseTerms { duration, drift_max, margin } = LeaseTerms::default();
+        Self { duration_ms: millis(duration), drift_max, margin_ms: millis(margin) }
+    }
+}
+
+/// Timeouts between regions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeshTimingConfig {
+    /// How often the region that leads the global group is heard of, in ms.
+    pub heartbeat_ms: u64,
+    /// After how long without it another is elected, in ms: at least and at most.
+    pub election_timeout_ms: (u64, u64),
+}
+
+impl Default for MeshTimingConfig {
+    fn default() -> Self {
+        let GlobalTiming { heartbeat, election_timeout } = GlobalTiming::default();
+        Self {
+            heartbeat_ms: millis(heartbeat),
+            election_timeout_ms: (millis(election_timeout.0), millis(election_timeout.1)),
+        }
+    }
+}
+
+/// Timeouts within a region.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimingConfig {
+    /// How often the leader is heard of, in ms.
+    pub heartbeat_ms: u64,
+    /// After how long without it another is elected, in ms: at least and at most.
+    pub election_timeout_ms: (u64, u64),
+}
+
+impl Default for TimingConfig {
+    fn default() -> Self {
+        Self { heartbeat_ms: 150, election_timeout_ms: (750, 1_500) }
+    }
+}
+
+/// The log for people, on standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// What is logged: `info`, or by module as `meridian_node=debug,info`.
+    pub filter: String,
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// Lines for people or for machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// A file that can't be read, a key that is unknown, a value of the wrong type.
+    #[error("{0}")]
+    Read(#[from] Box<figment::Error>),
+    /// Values that do not fit together.
+    #[error("{key}: {reason}")]
+    Invalid {
+        /// The key.
+        key: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+fn invalid<T>(key: &str, reason: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid { key: key.into(), reason: reason.into() })
+}
+
+/// What the command line says over file and environment; only what is given counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Overrides {
+    /// `server`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<u8>,
+    /// `data_dir`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+}
+
+impl ServerConfig {
+    /// Reads a file, the environment and the command line, and checks that it all fits together.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(file: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        if !file.is_file() {
+            return invalid("--config", format!("there is no file {}; see deploy/region.toml for an example", file.display()));
+        }
+        let figment = Figment::new()
+            .merge(Toml::file_exact(file))
+            .merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__").filter(|key| !key.starts_with("demo")))
+            .merge(Serialized::defaults(overrides));
+        let config: Self = figment.extract().map_err(Box::new)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.server == 0 || !self.servers.iter().any(|s| s.number == self.server) {
+            return invalid("server", format!("{} is not among the numbers under [[servers]]", self.server));
+        }
+        for (i, entry) in self.servers.iter().enumerate() {
+            if entry.number == 0 || self.servers[..i].iter().any(|s| s.number == entry.number) {
+                return invalid("servers", format!("number {} is 0 or appears twice", entry.number));
+            }
+        }
+        if !matches!(self.voters().len(), 1 | 3 | 5 | 7) {
+            let reason = format!("{} voters: use 1, 3, 5 or 7; an even number adds cost and no safety", self.voters().len());
+            return invalid("servers", reason);
+        }
+        let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
+        if heartbeat_ms == 0 || min < 3 * heartbeat_ms || max <= min {
+            return invalid("timing", "the election timeout must be a range that starts at three heartbeats or more");
+        }
+        if self.tick_ms == 0 {
+            return invalid("tick_ms", "must be positive");
+        }
+        let Some(mesh) = &self.mesh else { return Ok(()) };
+        if self.security.is_none() {
+            return invalid("security", "a mesh needs certificates: make them with `meridian certs`");
+        }
+        if mesh.lease.drift_max < 0.0 || mesh.lease.drift_max > 0.5 {
+            return invalid("mesh.lease.drift_max", "must lie between 0 and 0.5");
+        }
+        if mesh.lease.duration_ms <= mesh.timing.election_timeout_ms.1 + self.timing.election_timeout_ms.1 {
+            let reason = "must exceed the election timeouts of the region and of the mesh together, or a lost server \
+                          ends the sessions that hold global znodes";
+            return invalid("mesh.lease.duration_ms", reason);
+        }
+        self.mesh_table()?;
+        Ok(())
+    }
+
+    /// This server's name, as its certificate has it: `us-east-1`.
+    pub fn server_name(&self) -> String {
+        server_name(&self.region, self.server)
+    }
+
+    /// Whether this server votes.
+    pub fn role(&self) -> Role {
+        self.servers.iter().find(|s| s.number == self.server).map_or(Role::Observer, |s| s.role)
+    }
+
+    /// Addresses of the voters by number.
+    pub fn voters(&self) -> BTreeMap<u64, String> {
+        self.addresses(Role::Voter)
+    }
+
+    /// Addresses of the observers by number.
+    pub fn observers(&self) -> BTreeMap<u64, String> {
+        self.addresses(Role::Observer)
+    }
+
+    fn addresses(&self, role: Role) -> BTreeMap<u64, String> {
+        let of_role = self.servers.iter().filter(|s| s.role == role);
+        of_role.map(|s| (u64::from(s.number), s.address.clone())).collect()
+    }
+
+    /// The timeouts within the region.
+    pub fn region_timing(&self) -> Timing {
+        let (min, max) = self.timing.election_timeout_ms;
+        Timing {
+            heartbeat: Duration::from_millis(self.timing.heartbeat_ms),
+            election_timeout: (Duration::from_millis(min), Duration::from_millis(max)),
+        }
+    }
+
+    /// The mesh's table; a region on its own has one of its own.
+    ///
+    /// # Errors
+    /// If the table makes no sense.
+    pub fn mesh_table(&self) -> Result<Option<Mesh>, ConfigError> {
+        let Some(config) = &self.mesh else { return Ok(None) };
+        let regions: Vec<String> = config.regions.iter().map(|r| r.name.clone()).collect();
+        let mut mesh = Mesh { regions, subtrees: Vec::new() };
+        if mesh.region_id(&self.region).is_none() {
+            return invalid("mesh.regions", format!("this server's region '{}' is missing", self.region));
+        }
+        for subtree in &config.subtrees {
+            let mode = match (subtree.mode, &subtree.home) {
+                (SubtreeMode::Global, None) => Mode::Global,
+                (SubtreeMode::Global, Some(_)) => {
+                    return invalid("mesh.subtrees", format!("{}: a global subtree has no home", subtree.path));
+                }
+                (SubtreeMode::Homed, None) => {
+                    return invalid("mesh.subtrees", format!("{}: a homed subtree needs `home`", subtree.path));
+                }
+                (SubtreeMode::Homed, Some(home)) => match mesh.region_id(home) {
+                    Some(home) => Mode::Homed { home },
+                    None => {
+                        let reason = format!("{}: '{home}' is not among {}", subtree.path, mesh.regions.join(", "));
+                        return invalid("mesh.subtrees", reason);
+                    }
+                },
+            };
+            mesh.subtrees.push(Subtree { path: subtree.path.clone(), mode });
+        }
+        match mesh.validate() {
+            Ok(()) => Ok(Some(mesh)),
+            Err(error) => invalid("mesh", error.to_string()),
+        }
+    }
+
+    /// What the bridge must know; none for a region on its own or for an observer, which never leads.
+    ///
+    /// # Errors
+    /// If the table makes no sense.
+    pub fn bridge(&self) -> Result<Option<BridgeConfig>, ConfigError> {
+        let (Some(config), Some(mesh)) = (&self.mesh, self.mesh_table()?) else { return Ok(None) };
+        if self.role() == Role::Observer {
+            return Ok(None);
+        }
+        let mut peers = Vec::new();
+        for region in config.regions.iter().filter(|r| r.name != self.region) {
+            if region.bridges.is_empty() {
+                return invalid("mesh.regions", format!("region '{}' has no bridges to reach it", region.name));
+            }
+            for (number, address) in &region.bridges {
+                let Ok(number) = number.parse() else {
+                    return invalid("mesh.regions", format!("'{number}' is no server number of region '{}'", region.name));
+                };
+                let server = server_name(&region.name, number);
+                peers.push(PeerAddress { region: region.name.clone(), server, address: address.clone() });
+            }
+        }
+        let region = mesh.region_id(&self.region).unwrap_or_default();
+        let (min, max) = config.timing.election_timeout_ms;
+        Ok(Some(BridgeConfig {
+            mesh,
+            region,
+            server: self.server_name(),
+            listen: config.listen,
+            peers,
+            timing: GlobalTiming {
+                heartbeat: Duration::from_millis(config.timing.heartbeat_ms),
+                election_timeout: (Duration::from_millis(min), Duration::from_millis(max)),
+            },
+            lease: LeaseTerms {
+                duration: Duration::from_millis(config.lease.duration_ms),
+                drift_max: config.lease.drift_max,
+                margin: Duration::from_millis(config.lease.margin_ms),
+            },
+            transport: Settings::default(),
+        }))
+    }
+}
+
+/// The name of a server of a region.
+pub fn server_name(region: &str, number: u8) -> String {
+    format!("{region}-{number}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+        region = "eu"
+        server = 1
+        data_dir = "/tmp/x"
+        servers = [{ number = 1, address = "127.0.0.1:2888" }]
+    "#;
+
+    fn load(text: &str) -> Result<ServerConfig, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("region.toml");
+        std::fs::write(&file, text).unwrap();
+        ServerConfig::load(&file, &Overrides::default())
+    }
+
+    #[test]
+    fn a_small_file_is_enough_for_a_region_on_its_own() {
+        let config = load(SMALL).unwrap();
+        assert_eq!(config.client.listen, "0.0.0.0:2181");
+        assert_eq!(config.server_name(), "eu-1");
+        assert!(config.bridge().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let unknown = load(&format!("{SMALL}\nclient.listenn = \"x\"")).unwrap_err().to_string();
+        assert!(unknown.contains("listenn"), "{unknown}");
+        let even = load(&SMALL.replace("}]", "}, { number = 2, address = \"h:1\" }]")).unwrap_err().to_string();
+        assert!(even.contains("2 voters"), "{even}");
+        let mesh = format!("{SMALL}\n[mesh]\nregions = [{{ name = \"us\" }}]");
+        assert!(load(&mesh).unwrap_err().to_string().contains("certs"));
+    }
+
+    #[test]
+    fn the_example_is_valid() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/region.toml");
+        let config = ServerConfig::load(&example, &Overrides::default()).unwrap();
+        assert!(config.bridge().unwrap().is_some());
+    }
+}
