@@ -1,6 +1,7 @@
 //! The Meridian region server.
 
 pub mod config;
+pub mod federation;
 pub mod log;
 pub mod region;
 pub mod snapshot;

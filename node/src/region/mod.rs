@@ -135,6 +135,7 @@ pub struct Region {
     view: Arc<ArcSwap<View>>,
     leadership: watch::Receiver<Leadership>,
     failure: watch::Receiver<Option<String>>,
+    applied: watch::Receiver<u64>,
     proposer: Proposer,
     uplink: Uplink,
     peers: Peers,
@@ -194,8 +195,13 @@ impl Region {
             boot: next_boot(&*disk, &config.data_dir)?,
         };
         let uplink = Uplink::new(me);
-        let machine_sink =
-            Arc::new(SettlingSink { sink: sink.clone(), uplink: uplink.clone(), server: me.server });
+        let (applied_sender, applied) = watch::channel(0);
+        let machine_sink = Arc::new(SettlingSink {
+            sink: sink.clone(),
+            uplink: uplink.clone(),
+            server: me.server,
+            applied: applied_sender,
+        });
         let state = State::new(config.region);
         let machine = Machine::open(state, me, snapshots.clone(), store.purged(), machine_sink)?;
         let peers = Peers {
@@ -221,7 +227,7 @@ impl Region {
         tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), sink));
         tasks.spawn(maintain(raft.clone(), config.clone(), store.clone(), leadership.clone()));
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
-        Ok(Self { raft, config, me, view, leadership, failure, proposer, uplink, peers, store, tasks })
+        Ok(Self { raft, config, me, view, leadership, failure, applied, proposer, uplink, peers, store, tasks })
     }
 
     /// This server and its start.
@@ -247,6 +253,11 @@ impl Region {
     /// Why this server can take no further part (its disk failed, for instance); it must stop then.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.failure.clone()
+    }
+
+    /// Changes with every entry that is applied here: its index in the region's log.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.clone()
     }
 
     /// Whether the disk has room for more writes.
@@ -317,6 +328,7 @@ struct SettlingSink {
     sink: Arc<dyn Sink>,
     uplink: Uplink,
     server: u8,
+    applied: watch::Sender<u64>,
 }
 
 impl SettlingSink {
@@ -330,12 +342,16 @@ impl SettlingSink {
 impl Sink for SettlingSink {
     fn applied(&self, view: Arc<View>, effects: Effects) {
         self.settle(&view);
+        let index = view.position.index;
         self.sink.applied(view, effects);
+        self.applied.send_replace(index);
     }
 
     fn reset(&self, view: Arc<View>) {
         self.settle(&view);
+        let index = view.position.index;
         self.sink.reset(view);
+        self.applied.send_replace(index);
     }
 
     fn report(&self, from: u64, report: Bytes) -> Result<Bytes, String> {
