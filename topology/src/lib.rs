@@ -1,1 +1,6 @@
-//! The topology planner
+//! The topology planner.
+mod diagnostic;
+pub mod layout;
+pub mod latency;
+pub mod matrix;
+pub use diagnostic::*;

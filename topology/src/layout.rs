@@ -1,0 +1,327 @@
+//! Layouts: where voters, observers and the leader stand, and how a write is agreed on.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::diagnostic::{Code, Diagnostic, nearest};
+
+/// Most regions that layouts are searched over.
+pub const PLANNED_REGIONS_MAX: usize = 32;
+
+/// Most voters of a layout.
+pub const VOTERS_MAX: usize = 31;
+
+/// Servers of a two-level region that votes in no global decision but has its own ensemble.
+const LEARNER_ENSEMBLE: u8 = 3;
+
+/// One way to place servers. Counts are per region, in the order of the scenario's regions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// How a write is agreed on.
+    pub design: Design,
+    /// The region whose server leads, as an index into the regions.
+    pub leader: usize,
+    /// Voters in each region.
+    pub voters: Vec<u8>,
+    /// Servers in each region that hear every write but have no vote in it.
+    pub observers: Vec<u8>,
+}
+
+/// How a write is agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Design {
+    /// One ensemble over all regions; a majority of all voters.
+    Flat,
+    /// One ensemble with a ZooKeeper group per region; a majority of voters in a majority of groups.
+    #[serde(alias = "hierarchical")]
+    Hier,
+    /// An ensemble per region, and a global group whose voters are whole regions.
+    #[serde(alias = "two-level")]
+    Two,
+}
+
+impl Design {
+    /// Every design.
+    pub const ALL: [Design; 3] = [Design::Flat, Design::Hier, Design::Two];
+
+    /// The short name, as in scenarios.
+    pub fn name(self) -> &'static str {
+        match self {
+            Design::Flat => "flat",
+            Design::Hier => "hier",
+            Design::Two => "two",
+        }
+    }
+
+    /// Whether regions, not servers, make the quorum.
+    pub fn votes_by_region(self) -> bool {
+        self != Design::Flat
+    }
+}
+
+impl Layout {
+    /// Number of voters in all regions.
+    pub fn voter_count(&self) -> usize {
+        self.voters.iter().map(|count| usize::from(*count)).sum()
+    }
+
+    /// The regions that hold voters.
+    pub fn voting_regions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.voters.iter().enumerate().filter(|(_, count)| **count > 0).map(|(region, _)| region)
+    }
+
+    /// Servers of a region, whatever their part.
+    pub fn servers(&self, region: usize) -> u8 {
+        self.voters[region].saturating_add(self.observers[region])
+    }
+
+    /// Copies of one write that leave the leader's region: one to every voter and observer
+    /// elsewhere; in the two-level design one to every other region that has servers, which
+    /// spreads it inside.
+    pub fn wan_copies_per_write(&self) -> usize {
+        let elsewhere = (0..self.voters.len()).filter(|region| *region != self.leader);
+        match self.design {
+            Design::Two => elsewhere.filter(|region| self.servers(*region) > 0).count(),
+            Design::Flat | Design::Hier => elsewhere.map(|region| usize::from(self.servers(region))).sum(),
+        }
+    }
+
+    /// The notation that [`Layout::parse`] reads, with the regions' names.
+    pub fn display<'l>(&'l self, regions: &'l [String]) -> impl fmt::Display + 'l {
+        Notation { layout: self, regions }
+    }
+
+    /// Reads `design:region=voters,region=voters`, the leader's region first or marked with `*`
+    /// behind its count: `two:us-east=3,us-west=3,eu=1` or `flat:eu=1,us-east=2*`.
+    pub fn parse(text: &str, regions: &[String], space: &Space) -> Result<Layout, Diagnostic> {
+        let refuse = |message: String| {
+            Diagnostic::new(Code::Syntax, format!("layout {text}"), message)
+                .suggest("write it as two:us-east=3,us-west=3,eu=1, the leader's region first")
+        };
+        let (design, placement) = text.split_once(':').ok_or_else(|| refuse("no design".to_owned()))?;
+        let design = match design {
+            "flat" => Design::Flat,
+            "hier" | "hierarchical" => Design::Hier,
+            "two" | "two-level" => Design::Two,
+            other => return Err(refuse(format!("{other} is not flat, hier or two"))),
+        };
+        let mut voters = vec![0u8; regions.len()];
+        let (mut first, mut marked) = (None, None);
+        for item in placement.split(',') {
+            let (name, count) =
+                item.split_once('=').ok_or_else(|| refuse(format!("{item} is not region=voters")))?;
+            let region = regions.iter().position(|region| region == name.trim()).ok_or_else(|| {
+                let finding = Diagnostic::new(Code::UnknownRegion, format!("layout {text}"), format!("no region {name}"));
+                match nearest(name, regions.iter().map(String::as_str)) {
+                    Some(known) => finding.suggest(format!("did you mean {known}?")),
+                    None => finding,
+                }
+            })?;
+            let (digits, mark) = match count.trim().strip_suffix('*') {
+                Some(digits) => (digits, true),
+                None => (count.trim(), false),
+            };
+            let count: u8 = digits.parse().map_err(|_| refuse(format!("{count} is not a number of voters")))?;
+            voters[region] = count;
+            if count > 0 {
+                first = first.or(Some(region));
+            }
+            if mark {
+                marked = Some(region);
+            }
+        }
+        let leader = marked.or(first).ok_or_else(|| refuse("no voters".to_owned()))?;
+        let total: usize = voters.iter().map(|count| usize::from(*count)).sum();
+        if voters[leader] == 0 || total > VOTERS_MAX {
+            return Err(refuse(format!("the leader's region needs a voter, and {VOTERS_MAX} voters are the most")));
+        }
+        Ok(space.complete(design, leader, voters))
+    }
+}
+
+struct Notation<'l> {
+    layout: &'l Layout,
+    regions: &'l [String],
+}
+
+impl fmt::Display for Notation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Layout { design, leader, voters, .. } = self.layout;
+        write!(f, "{}:{}={}", design.name(), self.regions[*leader], voters[*leader])?;
+        for region in self.layout.voting_regions().filter(|region| region != leader) {
+            write!(f, ",{}={}", self.regions[region], voters[region])?;
+        }
+        Ok(())
+    }
+}
+
+/// The layouts that a scenario allows.
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// Designs to consider.
+    pub designs: Vec<Design>,
+    /// Most voters in all.
+    pub voters_max: u8,
+    /// Most voters per region.
+    pub voters_max_per_region: Vec<u8>,
+    /// Regions that may lead.
+    pub may_lead: Vec<bool>,
+    /// Least voters in the leader's region.
+    pub leader_voters_min: u8,
+    /// Regions whose clients need a server of their own.
+    pub served: Vec<bool>,
+}
+
+impl Space {
+    /// The layout with the observers that its voters leave necessary: one in every served region
+    /// without voters, or, at two levels, an ensemble of its own.
+    pub fn complete(&self, design: Design, leader: usize, voters: Vec<u8>) -> Layout {
+        let observers = voters
+            .iter()
+            .enumerate()
+            .map(|(region, count)| match design {
+                _ if *count > 0 || !self.served[region] => 0,
+                Design::Two => LEARNER_ENSEMBLE.min(self.voters_max_per_region[region].max(1)),
+                Design::Flat | Design::Hier => 1,
+            })
+            .collect();
+        Layout { design, leader, voters, observers }
+    }
+
+    /// Visits every layout worth considering.
+    ///
+    /// Even numbers of voters (flat) and of groups, and even groups, are left out: dropping one
+    /// voter outside the leader's region asks for one acknowledgement less, so it commits no
+    /// later and survives every failure that the even number survives. The exception is a
+    /// leader's region that must hold an even number.
+    pub fn visit(&self, visitor: &mut impl FnMut(&Layout)) {
+        for design in &self.designs {
+            for leader in (0..self.may_lead.len()).filter(|region| self.may_lead[*region]) {
+                let most = self.voters_max_per_region[leader].min(self.voters_max);
+                for at_leader in self.leader_voters_min.max(1)..=most {
+                    let odd = at_leader % 2 == 1 || at_leader == self.leader_voters_min;
+                    if !design.votes_by_region() || odd {
+                        let mut voters = vec![0; self.may_lead.len()];
+                        voters[leader] = at_leader;
+                        self.place(*design, leader, voters, visitor);
+                    }
+                }
+            }
+        }
+    }
+
+    fn place(&self, design: Design, leader: usize, mut voters: Vec<u8>, visitor: &mut impl FnMut(&Layout)) {
+        let left = self.voters_max - voters[leader];
+        self.place_from(0, left, design, leader, &mut voters, visitor);
+    }
+
+    fn place_from(
+        &self,
+        region: usize,
+        left: u8,
+        design: Design,
+        leader: usize,
+        voters: &mut Vec<u8>,
+        visitor: &mut impl FnMut(&Layout),
+    ) {
+        if region == voters.len() {
+            if self.worth_considering(design, leader, voters) {
+                visitor(&self.complete(design, leader, voters.clone()));
+            }
+            return;
+        }
+        if region == leader {
+            return self.place_from(region + 1, left, design, leader, voters, visitor);
+        }
+        for count in 0..=left.min(self.voters_max_per_region[region]) {
+            if design.votes_by_region() && count > 0 && count % 2 == 0 {
+                continue;
+            }
+            voters[region] = count;
+            self.place_from(region + 1, left - count, design, leader, voters, visitor);
+        }
+        voters[region] = 0;
+    }
+
+    fn worth_considering(&self, design: Design, leader: usize, voters: &[u8]) -> bool {
+        if design.votes_by_region() {
+            voters.iter().filter(|count| **count > 0).count() % 2 == 1
+        } else {
+            let total: u8 = voters.iter().sum();
+            total % 2 == 1 || (total == voters[leader] && total == self.leader_voters_min)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(designs: &[Design]) -> Space {
+        Space {
+            designs: designs.to_vec(),
+            voters_max: 5,
+            voters_max_per_region: vec![3, 3, 1],
+            may_lead: vec![true, true, false],
+            leader_voters_min: 1,
+            served: vec![true, true, true],
+        }
+    }
+
+    fn all(space: &Space) -> Vec<Layout> {
+        let mut layouts = Vec::new();
+        space.visit(&mut |layout| layouts.push(layout.clone()));
+        layouts
+    }
+
+    fn names() -> Vec<String> {
+        ["a", "b", "c"].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn flat_layouts_have_an_odd_number_of_voters_within_the_limits() {
+        let layouts = all(&space(&[Design::Flat]));
+        for layout in &layouts {
+            assert_eq!(layout.voter_count() % 2, 1);
+            assert!(layout.voter_count() <= 5 && layout.leader < 2 && layout.voters[2] <= 1);
+        }
+        let notation: Vec<String> =
+            layouts.iter().map(|layout| layout.display(&names()).to_string()).filter(|n| n.contains("=2")).collect();
+        assert!(notation.contains(&"flat:a=2,b=2,c=1".to_owned()));
+        assert!(notation.contains(&"flat:b=2,a=3".to_owned()));
+    }
+
+    #[test]
+    fn groups_are_odd_and_odd_in_number() {
+        for layout in all(&space(&[Design::Hier, Design::Two])) {
+            assert_eq!(layout.voting_regions().count() % 2, 1);
+            assert!(layout.voters.iter().all(|count| *count == 0 || count % 2 == 1));
+        }
+    }
+
+    #[test]
+    fn no_layout_comes_twice() {
+        let layouts = all(&space(&Design::ALL));
+        let distinct: std::collections::HashSet<_> = layouts.iter().collect();
+        assert_eq!(distinct.len(), layouts.len());
+    }
+
+    #[test]
+    fn clients_without_voters_get_observers() {
+        let space = space(&[Design::Flat]);
+        let names = names();
+        let flat = Layout::parse("flat:a=3", &names, &space).unwrap();
+        assert_eq!((flat.observers.clone(), flat.wan_copies_per_write()), (vec![0, 1, 1], 2));
+        let two = Layout::parse("two:a=1,b=3*", &names, &space).unwrap();
+        assert_eq!((two.leader, two.observers.clone(), two.wan_copies_per_write()), (1, vec![0, 0, 1], 2));
+    }
+
+    #[test]
+    fn notation_that_names_no_layout_is_refused() {
+        for text in ["a=1", "flat:", "flat:a=x", "round:a=1", "flat:d=1", "flat:a=0", "flat:a=200", "flat:a=1,b=0*"] {
+            assert!(Layout::parse(text, &names(), &space(&[Design::Flat])).is_err(), "{text}");
+        }
+    }
+}
