@@ -132,30 +132,31 @@ impl Matrix {
     /// The given regions only. An item is a region of the matrix, or `name=region` to call it
     /// otherwise. Unknown regions are refused with the nearest known name.
     pub fn select(&self, items: &[String]) -> Result<Matrix, Vec<Diagnostic>> {
-        let mut diagnostics = Vec::new();
-        let mut chosen: Vec<(&str, &str)> = Vec::new();
-        for item in items {
-            let (name, source) = item.split_once('=').unwrap_or((item, item));
-            if !self.index.contains_key(source) {
-                diagnostics.push(self.unknown_region(source));
-            } else if chosen.iter().any(|(taken, _)| *taken == name) {
-                diagnostics.push(Diagnostic::new(Code::DuplicateRegion, "regions", format!("{name} is named twice")));
+        let unknown: Vec<Diagnostic> = items
+            .iter()
+            .map(|item| name_and_source(item).1)
+            .filter(|source| !self.index.contains_key(*source))
+            .map(|source| self.unknown_region(source))
+            .collect();
+        if unknown.is_empty() { Ok(self.restrict(items)) } else { Err(unknown) }
+    }
+
+    /// What there is of the given regions, called as in [`Matrix::select`].
+    pub fn restrict(&self, items: &[String]) -> Matrix {
+        let mut restricted = Matrix::default();
+        for (name, source) in items.iter().map(|item| name_and_source(item)) {
+            if self.index.contains_key(source) {
+                restricted.intern(name);
             }
-            chosen.push((name, source));
-        }
-        if !diagnostics.is_empty() {
-            return Err(diagnostics);
-        }
-        let mut selection = Matrix::default();
-        for (name, source) in &chosen {
-            selection.intern(name);
-            for (other, other_source) in &chosen {
-                if let Some(round_trip) = self.direction(source, other_source) {
-                    selection.set(name, other, round_trip.clone(), name, &mut diagnostics);
+            for (other, other_source) in items.iter().map(|item| name_and_source(item)) {
+                if let Some(round_trip) = self.direction(source, other_source)
+                    && let (Some(from), Some(to)) = (restricted.intern(name), restricted.intern(other))
+                {
+                    restricted.cells.insert((from, to), round_trip.clone());
                 }
             }
         }
-        Ok(selection)
+        restricted
     }
 
     /// Takes over every round trip of `other`, which wins where both have one.
@@ -192,6 +193,11 @@ impl Matrix {
         self.index.insert(name.to_owned(), self.regions.len() - 1);
         Some(self.regions.len() - 1)
     }
+}
+
+/// `name=region` taken apart; a plain region is its own name.
+pub fn name_and_source(item: &str) -> (&str, &str) {
+    item.split_once('=').unwrap_or((item, item))
 }
 
 #[cfg(test)]

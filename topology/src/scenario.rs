@@ -59,9 +59,12 @@ pub struct Scenario {
     pub preferred_leaders: Vec<String>,
     /// What a layout must survive.
     pub require: Requirements,
-    /// Round trips from elsewhere; the scenario's own figures win.
+    /// Round trips of the pairs that the scenario leaves out.
     #[serde(skip)]
     pub matrix: Matrix,
+    /// Round trips that win over the scenario's: a newer measurement.
+    #[serde(skip)]
+    pub measured: Matrix,
     /// Local commits beside the formulas: see [`Pipeline`].
     #[serde(skip)]
     pub pipeline: Pipeline,
@@ -89,6 +92,7 @@ impl Default for Scenario {
             preferred_leaders: Vec::new(),
             require: Requirements::default(),
             matrix: Matrix::default(),
+            measured: Matrix::default(),
             pipeline: Pipeline::default(),
         }
     }
@@ -179,7 +183,7 @@ impl World {
 }
 
 impl Scenario {
-    /// All round trips: the scenario's own over those of the matrix, and findings about them.
+    /// All round trips, and findings about the scenario's own.
     pub fn round_trips(&self) -> (Matrix, Vec<Diagnostic>) {
         let (mut own, mut diagnostics) = (Matrix::default(), Vec::new());
         for (from, row) in &self.rtt {
@@ -190,6 +194,7 @@ impl Scenario {
         }
         let mut all = self.matrix.clone();
         all.overlay(&own);
+        all.overlay(&self.measured);
         (all, diagnostics)
     }
 
@@ -217,6 +222,20 @@ impl Scenario {
             space,
         };
         Ok((world, diagnostics))
+    }
+
+    /// Drops what concerns other regions than these, which become the scenario's.
+    pub fn restrict(&mut self, regions: &[String]) {
+        let kept = |name: &String| regions.contains(name);
+        self.regions = regions.to_vec();
+        self.coordinates.retain(|name, _| kept(name));
+        self.client_write_share.retain(|name, _| kept(name));
+        self.max_per_region.retain(|name, _| kept(name));
+        self.rtt.retain(|name, _| kept(name));
+        self.rtt.values_mut().for_each(|row| row.retain(|name, _| kept(name)));
+        for names in [&mut self.witness, &mut self.never_leader, &mut self.preferred_leaders] {
+            names.retain(kept);
+        }
     }
 
     /// The regions to be survived: as required, or one where three regions may vote.

@@ -58,6 +58,21 @@ impl<'m> Tails<'m> {
 
     /// Percentiles of the write that a client in `client` sees, when writes commit after `commit`.
     pub fn write(&mut self, layout: &Layout, client: usize, commit: &Curve) -> Percentiles {
+        let at_leader = self.write_at_leader(layout, client, commit);
+        Percentiles {
+            p50: self.after_way(layout, client, &at_leader, 0.5),
+            p99: self.after_way(layout, client, &at_leader, 0.99),
+        }
+    }
+
+    /// The 99th percentile of the same, ms.
+    pub fn write_p99_ms(&mut self, layout: &Layout, client: usize, commit: &Curve) -> f64 {
+        let at_leader = self.write_at_leader(layout, client, commit);
+        self.after_way(layout, client, &at_leader, 0.99)
+    }
+
+    /// The write but for the way between the client's region and the leader's.
+    fn write_at_leader(&mut self, layout: &Layout, client: usize, commit: &Curve) -> Curve {
         let model = self.model;
         let own_commits = if layout.design == Design::Two { model.pipeline.commits() } else { 0 };
         let mut total = commit.clone().later(model.client_rtt_ms);
@@ -68,11 +83,14 @@ impl<'m> Tails<'m> {
                 total = total.plus(&nodes);
             }
         }
+        total
+    }
+
+    fn after_way(&mut self, layout: &Layout, client: usize, at_leader: &Curve, probability: f64) -> f64 {
         if client == layout.leader {
-            return Percentiles { p50: total.quantile(0.5), p99: total.quantile(0.99) };
+            return at_leader.quantile(probability);
         }
-        let way = self.way(client, layout.leader);
-        Percentiles { p50: total.quantile_of_sum(&way, 0.5), p99: total.quantile_of_sum(&way, 0.99) }
+        at_leader.quantile_of_sum(&self.way(client, layout.leader), probability)
     }
 
     fn flat_commit(&mut self, layout: &Layout) -> Curve {
