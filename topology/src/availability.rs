@@ -142,14 +142,16 @@ mod tests {
                     let mut voter = 0;
                     for region in 0..3 {
                         for _ in 0..voters[region] {
-                            standing[region] += u8::from(up(region) && up(3 + voter) && up(3 + count + voter));
+                            standing[region] +=
+                                u8::from(up(region) && up(3 + voter) && up(3 + count + voter));
                             voter += 1;
                         }
                     }
                     let quorum = if design == Design::Flat {
                         usize::from(standing.iter().sum::<u8>()) > count / 2
                     } else {
-                        let alive = (0..3).filter(|r| voters[*r] > 0 && standing[*r] > voters[*r] / 2).count();
+                        let alive =
+                            (0..3).filter(|r| voters[*r] > 0 && standing[*r] > voters[*r] / 2).count();
                         alive > layout.voting_regions().count() / 2
                     };
                     missing += if quorum { 0.0 } else { p };

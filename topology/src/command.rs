@@ -171,7 +171,11 @@ impl PlanArgs {
         Ok((scenario, findings))
     }
 
-    fn base_matrix(&self, inputs: &Inputs, findings: &mut Vec<Diagnostic>) -> Result<Matrix, Vec<Diagnostic>> {
+    fn base_matrix(
+        &self,
+        inputs: &Inputs,
+        findings: &mut Vec<Diagnostic>,
+    ) -> Result<Matrix, Vec<Diagnostic>> {
         let Some(name) = &self.matrix else {
             return Ok(Matrix::default());
         };
@@ -179,7 +183,8 @@ impl PlanArgs {
             return Ok(builtin);
         }
         let Some(text) = &inputs.matrix else {
-            let finding = Diagnostic::new(Code::Syntax, "--matrix", format!("{name} is neither a file nor built in"));
+            let finding =
+                Diagnostic::new(Code::Syntax, "--matrix", format!("{name} is neither a file nor built in"));
             let meant = nearest(name, BUILTIN_NAMES).map_or_else(|| BUILTIN_NAMES.join(", "), str::to_owned);
             return Err(vec![finding.suggest(format!("built in: {meant}"))]);
         };
@@ -189,7 +194,12 @@ impl PlanArgs {
     }
 
     /// The regions are those of --regions, else of the scenario, else all that the matrices have.
-    fn choose_regions(&self, scenario: &mut Scenario, base: Matrix, measured: Matrix) -> Result<(), Vec<Diagnostic>> {
+    fn choose_regions(
+        &self,
+        scenario: &mut Scenario,
+        base: Matrix,
+        measured: Matrix,
+    ) -> Result<(), Vec<Diagnostic>> {
         let mut all = base.clone();
         all.overlay(&scenario.round_trips().0);
         all.overlay(&measured);

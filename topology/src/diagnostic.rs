@@ -24,7 +24,13 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A finding of the level that its code carries.
     pub fn new(code: Code, place: impl Into<String>, message: impl Into<String>) -> Self {
-        Diagnostic { level: code.level(), code, place: place.into(), message: message.into(), suggestion: None }
+        Diagnostic {
+            level: code.level(),
+            code,
+            place: place.into(),
+            message: message.into(),
+            suggestion: None,
+        }
     }
 
     /// The same finding with a proposal.
@@ -148,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_finding_reads_like_a_compiler_message() {
-        let finding = Diagnostic::new(Code::MissingPair, "rtt a-b", "no round-trip time").suggest("measure it");
+        let finding =
+            Diagnostic::new(Code::MissingPair, "rtt a-b", "no round-trip time").suggest("measure it");
         assert_eq!(
             finding.to_string(),
             "error[missing-pair]: rtt a-b: no round-trip time\n  help: measure it"

@@ -123,7 +123,11 @@ impl Model {
         }
         let own = self.local_commit_ms(voters[leader]);
         let others_needed = groups / 2;
-        if others_needed == 0 { Some(own) } else { votes.kth_smallest(others_needed).map(|vote| vote.max(own)) }
+        if others_needed == 0 {
+            Some(own)
+        } else {
+            votes.kth_smallest(others_needed).map(|vote| vote.max(own))
+        }
     }
 
     /// When the `i`-th voter (from 0) of a region has the write on disk: the order is that of

@@ -113,7 +113,11 @@ impl Layout {
             let (name, count) =
                 item.split_once('=').ok_or_else(|| refuse(format!("{item} is not region=voters")))?;
             let region = regions.iter().position(|region| region == name.trim()).ok_or_else(|| {
-                let finding = Diagnostic::new(Code::UnknownRegion, format!("layout {text}"), format!("no region {name}"));
+                let finding = Diagnostic::new(
+                    Code::UnknownRegion,
+                    format!("layout {text}"),
+                    format!("no region {name}"),
+                );
                 match nearest(name, regions.iter().map(String::as_str)) {
                     Some(known) => finding.suggest(format!("did you mean {known}?")),
                     None => finding,
@@ -123,7 +127,8 @@ impl Layout {
                 Some(digits) => (digits, true),
                 None => (count.trim(), false),
             };
-            let count: u8 = digits.parse().map_err(|_| refuse(format!("{count} is not a number of voters")))?;
+            let count: u8 =
+                digits.parse().map_err(|_| refuse(format!("{count} is not a number of voters")))?;
             voters[region] = count;
             if count > 0 {
                 first = first.or(Some(region));
@@ -135,7 +140,9 @@ impl Layout {
         let leader = marked.or(first).ok_or_else(|| refuse("no voters".to_owned()))?;
         let total: usize = voters.iter().map(|count| usize::from(*count)).sum();
         if voters[leader] == 0 || total > VOTERS_MAX {
-            return Err(refuse(format!("the leader's region needs a voter, and {VOTERS_MAX} voters are the most")));
+            return Err(refuse(format!(
+                "the leader's region needs a voter, and {VOTERS_MAX} voters are the most"
+            )));
         }
         Ok(space.complete(design, leader, voters))
     }
@@ -287,8 +294,11 @@ mod tests {
             assert_eq!(layout.voter_count() % 2, 1);
             assert!(layout.voter_count() <= 5 && layout.leader < 2 && layout.voters[2] <= 1);
         }
-        let notation: Vec<String> =
-            layouts.iter().map(|layout| layout.display(&names()).to_string()).filter(|n| n.contains("=2")).collect();
+        let notation: Vec<String> = layouts
+            .iter()
+            .map(|layout| layout.display(&names()).to_string())
+            .filter(|n| n.contains("=2"))
+            .collect();
         assert!(notation.contains(&"flat:a=2,b=2,c=1".to_owned()));
         assert!(notation.contains(&"flat:b=2,a=3".to_owned()));
     }
@@ -320,7 +330,9 @@ mod tests {
 
     #[test]
     fn notation_that_names_no_layout_is_refused() {
-        for text in ["a=1", "flat:", "flat:a=x", "round:a=1", "flat:d=1", "flat:a=0", "flat:a=200", "flat:a=1,b=0*"] {
+        for text in
+            ["a=1", "flat:", "flat:a=x", "round:a=1", "flat:d=1", "flat:a=0", "flat:a=200", "flat:a=1,b=0*"]
+        {
             assert!(Layout::parse(text, &names(), &space(&[Design::Flat])).is_err(), "{text}");
         }
     }

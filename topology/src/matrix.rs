@@ -208,7 +208,13 @@ mod tests {
         let mut matrix = Matrix::default();
         let mut findings = Vec::new();
         matrix.set("a", "b", RoundTrip::median(10.0), "t", &mut findings);
-        matrix.set("b", "a", RoundTrip { p50_ms: 12.0, p99_ms: Some(13.0), measured: None }, "t", &mut findings);
+        matrix.set(
+            "b",
+            "a",
+            RoundTrip { p50_ms: 12.0, p99_ms: Some(13.0), measured: None },
+            "t",
+            &mut findings,
+        );
         assert_eq!(findings, []);
         matrix
     }

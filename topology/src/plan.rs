@@ -200,7 +200,10 @@ impl Assessment {
 
     /// The largest mean write after a loss; infinite when one stops writes.
     pub fn worst_after_loss_ms(&self) -> f64 {
-        self.after_loss.iter().map(|after| after.map_or(f64::INFINITY, |a| a.mean_write_ms)).fold(0.0, f64::max)
+        self.after_loss
+            .iter()
+            .map(|after| after.map_or(f64::INFINITY, |a| a.mean_write_ms))
+            .fold(0.0, f64::max)
     }
 }
 
@@ -247,14 +250,19 @@ impl<'w> Assessor<'w> {
         let model = &self.world.model;
         let commit = self.tails.commit(layout);
         let clients: Vec<usize> = model.client_regions().collect();
-        clients.iter().map(|client| model.shares[*client] * self.tails.write_p99_ms(layout, *client, &commit)).sum()
+        clients
+            .iter()
+            .map(|client| model.shares[*client] * self.tails.write_p99_ms(layout, *client, &commit))
+            .sum()
     }
 
     fn write(&mut self, layout: &Layout, client: usize, commit: &Curve) -> WriteLatency {
         let model = &self.world.model;
         let typical = model.write_ms(layout, client);
         let missing = match layout.design {
-            Design::Two => crate::latency::Pipeline::MERIDIAN.commits().saturating_sub(model.pipeline.commits()),
+            Design::Two => {
+                crate::latency::Pipeline::MERIDIAN.commits().saturating_sub(model.pipeline.commits())
+            }
             Design::Flat | Design::Hier => 0,
         };
         let local_commit_ms = model.client_region_commit_ms(layout, layout.leader, client);
@@ -294,8 +302,9 @@ fn slow_preference(
         return None;
     }
     let names = &world.model.regions;
-    let alternative =
-        layouts.iter().find(|assessment| assessment.layout.leader == preferred && assessment.violations.is_empty());
+    let alternative = layouts
+        .iter()
+        .find(|assessment| assessment.layout.leader == preferred && assessment.violations.is_empty());
     let cost = match alternative {
         Some(alternative) => format!(
             "{:.1} ms more ({})",
@@ -308,7 +317,10 @@ fn slow_preference(
         Diagnostic::new(
             Code::SlowPreference,
             "preferred_leaders",
-            format!("{} leads the best layout; {} would cost {cost}", names[best.layout.leader], names[preferred]),
+            format!(
+                "{} leads the best layout; {} would cost {cost}",
+                names[best.layout.leader], names[preferred]
+            ),
         )
         .suggest("put the other regions into never_leader to insist"),
     )

@@ -276,8 +276,11 @@ impl Scenario {
 
     /// The writes' shares per region, scaled to a sum of one.
     fn shares(&self) -> Vec<f64> {
-        let given: Vec<f64> =
-            self.regions.iter().map(|name| self.client_write_share.get(name).copied().unwrap_or(0.0)).collect();
+        let given: Vec<f64> = self
+            .regions
+            .iter()
+            .map(|name| self.client_write_share.get(name).copied().unwrap_or(0.0))
+            .collect();
         let sum: f64 = given.iter().sum();
         if sum > 0.0 {
             given.iter().map(|share| share / sum).collect()
@@ -300,7 +303,10 @@ impl Scenario {
         Some(Model {
             regions: self.regions.clone(),
             rtt_ms: round_trips.iter().map(|row| row.iter().map(|trip| trip.p50_ms).collect()).collect(),
-            rtt: round_trips.iter().map(|row| row.iter().map(|trip| trip.distribution(shift)).collect()).collect(),
+            rtt: round_trips
+                .iter()
+                .map(|row| row.iter().map(|trip| trip.distribution(shift)).collect())
+                .collect(),
             fsync: self.fsync.distribution(0.0),
             fsync_ms: self.fsync.p50,
             zone: self.zone_rtt.distribution(self.dist.zone_shift),

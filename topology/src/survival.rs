@@ -32,7 +32,8 @@ pub struct AfterLoss {
 impl Layout {
     /// The number of regions of which any so many may be lost while the rest holds a quorum.
     pub fn survives_regions(&self) -> usize {
-        let mut sizes: Vec<usize> = self.voting_regions().map(|region| usize::from(self.voters[region])).collect();
+        let mut sizes: Vec<usize> =
+            self.voting_regions().map(|region| usize::from(self.voters[region])).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         if self.design.votes_by_region() {
             return sizes.len().saturating_sub(1) / 2;
@@ -50,7 +51,8 @@ impl Layout {
 
     /// Whether after the loss of any one region any `voters` more servers may fail.
     pub fn survives_region_and_voters(&self, voters: usize) -> bool {
-        let sizes: Vec<usize> = self.voting_regions().map(|region| usize::from(self.voters[region])).collect();
+        let sizes: Vec<usize> =
+            self.voting_regions().map(|region| usize::from(self.voters[region])).collect();
         if !self.design.votes_by_region() {
             let total: usize = sizes.iter().sum();
             let largest = sizes.iter().max().copied().unwrap_or(0);
@@ -98,7 +100,8 @@ impl Layout {
 
     fn under_leader(&self, model: &Model, leader: usize, lost: usize) -> Option<AfterLoss> {
         let commit_ms = model.commit_without_ms(self, leader, Some(lost))?;
-        let left: f64 = model.client_regions().filter(|client| *client != lost).map(|c| model.shares[c]).sum();
+        let left: f64 =
+            model.client_regions().filter(|client| *client != lost).map(|c| model.shares[c]).sum();
         let (mut mean, mut worst, mut remaining) = (0.0, 0.0f64, 0);
         for client in (0..self.voters.len()).filter(|client| *client != lost) {
             remaining += 1;
@@ -186,9 +189,14 @@ mod tests {
                             all_survived &= alive(&layout, &up);
                         }
                     }
-                    let standing: usize = layout.voter_count() - voters.iter().max().copied().unwrap_or(0) as usize;
+                    let standing: usize =
+                        layout.voter_count() - voters.iter().max().copied().unwrap_or(0) as usize;
                     if layout.voter_count() > 0 && standing >= more {
-                        assert_eq!(layout.survives_region_and_voters(more), all_survived, "{layout:?} {more}");
+                        assert_eq!(
+                            layout.survives_region_and_voters(more),
+                            all_survived,
+                            "{layout:?} {more}"
+                        );
                     }
                 }
             }

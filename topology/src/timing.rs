@@ -256,8 +256,13 @@ impl Derivation<'_> {
             name: beat,
             value: a.heartbeat_ms,
             unit: "ms",
-            reason: "detection takes a number of heartbeats, hardly any round trips: a short one is cheap".to_owned(),
-            rule_of_thumb: Some(format!("etcd: 0.5 to 1.5 round trips, {:.0} to {:.0} ms", 0.5 * path.p50_ms, 1.5 * path.p50_ms)),
+            reason: "detection takes a number of heartbeats, hardly any round trips: a short one is cheap"
+                .to_owned(),
+            rule_of_thumb: Some(format!(
+                "etcd: 0.5 to 1.5 round trips, {:.0} to {:.0} ms",
+                0.5 * path.p50_ms,
+                1.5 * path.p50_ms
+            )),
         });
         settings.push(Setting {
             name: timeout,
@@ -424,7 +429,10 @@ mod tests {
     fn more_loss_needs_more_heartbeats() {
         let election = |loss| {
             let assumptions = Assumptions { loss, ..Assumptions::default() };
-            value(&Timing::derive(&example(), &layout(Design::Flat, 0, [1, 1, 1]), assumptions), "electionTimeout")
+            value(
+                &Timing::derive(&example(), &layout(Design::Flat, 0, [1, 1, 1]), assumptions),
+                "electionTimeout",
+            )
         };
         assert!(election(1e-2) > election(1e-4));
         assert!(election(1e-12) >= 200.0);

@@ -168,7 +168,9 @@ impl<'m> Tails<'m> {
 
     fn way(&mut self, client: usize, leader: usize) -> Rc<Vec<Node>> {
         let model = self.model;
-        Rc::clone(self.ways.entry((client, leader)).or_insert_with(|| Rc::new(model.rtt[client][leader].nodes())))
+        Rc::clone(
+            self.ways.entry((client, leader)).or_insert_with(|| Rc::new(model.rtt[client][leader].nodes())),
+        )
     }
 }
 
@@ -210,7 +212,8 @@ mod tests {
         }
 
         fn ensemble(&mut self, region: usize, servers: u8) -> f64 {
-            let acks: Vec<f64> = (0..servers.max(1)).map(|i| self.acknowledgement(region, region, i)).collect();
+            let acks: Vec<f64> =
+                (0..servers.max(1)).map(|i| self.acknowledgement(region, region, i)).collect();
             kth(acks, usize::from(servers.max(1)) / 2 + 1)
         }
 
@@ -222,7 +225,9 @@ mod tests {
             for region in &regions {
                 let voters = layout.voters[*region];
                 match layout.design {
-                    Design::Flat => acks.extend((0..voters).map(|i| self.acknowledgement(leader, *region, i))),
+                    Design::Flat => {
+                        acks.extend((0..voters).map(|i| self.acknowledgement(leader, *region, i)))
+                    }
                     Design::Hier => {
                         let group = (0..voters).map(|i| self.acknowledgement(leader, *region, i)).collect();
                         acks.push(kth(group, usize::from(voters) / 2 + 1));
@@ -263,9 +268,12 @@ mod tests {
         let commits: Vec<f64> = (0..SAMPLES).map(|_| carlo.commit(layout)).collect();
         for client in 0..3 {
             let computed = tails.write(layout, client, &commit);
-            let mut drawn: Vec<f64> = commits.iter().map(|commit| carlo.write(layout, client, *commit)).collect();
+            let mut drawn: Vec<f64> =
+                commits.iter().map(|commit| carlo.write(layout, client, *commit)).collect();
             drawn.sort_by(f64::total_cmp);
-            for (got, expected) in [(computed.p50, drawn[SAMPLES / 2]), (computed.p99, drawn[SAMPLES * 99 / 100])] {
+            for (got, expected) in
+                [(computed.p50, drawn[SAMPLES / 2]), (computed.p99, drawn[SAMPLES * 99 / 100])]
+            {
                 assert!(
                     (got - expected).abs() < 0.005 * expected,
                     "{layout:?}, client {client}: computed {got}, drawn {expected}"
@@ -303,7 +311,10 @@ mod tests {
             let commit = tails.commit(&layout);
             let write = tails.write(&layout, 1, &commit);
             let formula = model.write_ms(&layout, 1);
-            assert!((write.p50 - formula).abs() < 0.01 && (write.p99 - formula).abs() < 0.01, "{write:?} {formula}");
+            assert!(
+                (write.p50 - formula).abs() < 0.01 && (write.p99 - formula).abs() < 0.01,
+                "{write:?} {formula}"
+            );
         }
     }
 }

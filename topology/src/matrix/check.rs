@@ -53,7 +53,10 @@ impl Matrix {
                             100.0 * (high - low) / high
                         ),
                     )
-                    .suggest(format!("the mean, {:.1} ms, is used; measure the pair again", (low + high) / 2.0))
+                    .suggest(format!(
+                        "the mean, {:.1} ms, is used; measure the pair again",
+                        (low + high) / 2.0
+                    ))
                 })
             }
             _ => None,

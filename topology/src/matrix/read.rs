@@ -59,7 +59,11 @@ pub fn parse_csv(text: &str) -> (Matrix, Vec<Diagnostic>) {
                 break;
             }
             Err(error) => {
-                diagnostics.push(Diagnostic::new(Code::Syntax, format!("row {}", row + 1), error.to_string()));
+                diagnostics.push(Diagnostic::new(
+                    Code::Syntax,
+                    format!("row {}", row + 1),
+                    error.to_string(),
+                ));
                 break;
             }
         };
@@ -85,7 +89,8 @@ impl Columns {
         let position = |names: &[&str]| {
             names.iter().find_map(|name| header.iter().position(|field| field.eq_ignore_ascii_case(name)))
         };
-        let required = |names: &[&str]| position(names).ok_or_else(|| format!("no column {}", names[names.len() - 1]));
+        let required =
+            |names: &[&str]| position(names).ok_or_else(|| format!("no column {}", names[names.len() - 1]));
         Ok(Columns {
             from: required(&["from"])?,
             to: required(&["to"])?,
@@ -96,7 +101,10 @@ impl Columns {
 
     fn round_trip<'r>(&self, record: &'r csv::StringRecord) -> Result<(&'r str, &'r str, RoundTrip), String> {
         let field = |column: usize| {
-            record.get(column).filter(|text| !text.is_empty()).ok_or_else(|| format!("column {} is empty", column + 1))
+            record
+                .get(column)
+                .filter(|text| !text.is_empty())
+                .ok_or_else(|| format!("column {} is empty", column + 1))
         };
         let number = |column: usize| {
             let text = field(column)?;
@@ -210,8 +218,9 @@ impl LivePair {
                 self.percentiles()
             }
             Some(Err(message)) => {
-                diagnostics
-                    .push(Diagnostic::new(Code::BadHistogram, place, message).suggest("the percentiles are used"));
+                diagnostics.push(
+                    Diagnostic::new(Code::BadHistogram, place, message).suggest("the percentiles are used"),
+                );
                 self.percentiles()
             }
             None => self.percentiles(),
@@ -232,8 +241,10 @@ impl LivePair {
             (0.999, self.p999_ms),
             (1.0, self.max_ms),
         ];
-        let points: Option<Vec<(f64, f64)>> =
-            steps.into_iter().map(|(p, ms)| ms.filter(|ms| ms.is_finite() && *ms > 0.0).map(|ms| (p, ms))).collect();
+        let points: Option<Vec<(f64, f64)>> = steps
+            .into_iter()
+            .map(|(p, ms)| ms.filter(|ms| ms.is_finite() && *ms > 0.0).map(|ms| (p, ms)))
+            .collect();
         Measured::new(points?)
     }
 }

@@ -61,7 +61,10 @@ pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World, 
     let mut relaxations: Vec<Relaxation> =
         knobs(scenario).into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
     relaxations.sort_by(|a, b| {
-        a.steps.cmp(&b.steps).then_with(|| a.objective_ms.total_cmp(&b.objective_ms)).then_with(|| a.key.cmp(&b.key))
+        a.steps
+            .cmp(&b.steps)
+            .then_with(|| a.objective_ms.total_cmp(&b.objective_ms))
+            .then_with(|| a.key.cmp(&b.key))
     });
     Infeasible { reason: reason(scenario, world, found), relaxations }
 }
@@ -85,7 +88,8 @@ fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
 fn knobs(scenario: &Scenario) -> Vec<Knob> {
     let mut knobs = requirement_knobs(scenario);
     let mut count = |key: &str, from: usize, most: usize, set: &dyn Fn(&mut Scenario, usize)| {
-        let steps = (from + 1..=most.min(from + STEPS_MAX)).map(|to| (to.to_string(), changed(scenario, |s| set(s, to))));
+        let steps = (from + 1..=most.min(from + STEPS_MAX))
+            .map(|to| (to.to_string(), changed(scenario, |s| set(s, to))));
         knobs.push(Knob { key: key.to_owned(), from: from.to_string(), steps: steps.collect() });
     };
     count("max_voters", scenario.max_voters, VOTERS_MAX, &|s, to| s.max_voters = to);
@@ -105,10 +109,13 @@ fn requirement_knobs(scenario: &Scenario) -> Vec<Knob> {
     let require = scenario.require;
     let mut knobs = Vec::new();
     let mut down = |key: &str, from: usize, least: usize, set: &dyn Fn(&mut Scenario, usize)| {
-        let steps = (least..from).rev().take(STEPS_MAX).map(|to| (to.to_string(), changed(scenario, |s| set(s, to))));
+        let steps =
+            (least..from).rev().take(STEPS_MAX).map(|to| (to.to_string(), changed(scenario, |s| set(s, to))));
         knobs.push(Knob { key: key.to_owned(), from: from.to_string(), steps: steps.collect() });
     };
-    down("require.survive_regions", scenario.survive_regions(), 0, &|s, to| s.require.survive_regions = Some(to));
+    down("require.survive_regions", scenario.survive_regions(), 0, &|s, to| {
+        s.require.survive_regions = Some(to)
+    });
     down("require.region_loss_plus_voters", require.region_loss_plus_voters, 0, &|s, to| {
         s.require.region_loss_plus_voters = to;
     });
@@ -174,7 +181,9 @@ fn reason(scenario: &Scenario, world: &World, found: &Found) -> String {
     let room = world.space.may_lead.iter().zip(&world.space.voters_max_per_region);
     let largest = room.filter(|(may, _)| **may).map(|(_, most)| usize::from(*most)).max().unwrap_or(0);
     if largest.min(voters_max) < leader_min {
-        return format!("the leader's region must hold {leader_min} voters, but no region that may lead may hold them");
+        return format!(
+            "the leader's region must hold {leader_min} voters, but no region that may lead may hold them"
+        );
     }
     let mut wanted = vec![format!("survive {} regions", world.survive_regions)];
     if world.region_loss_plus_voters > 0 {

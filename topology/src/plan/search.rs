@@ -157,7 +157,9 @@ impl<'w> Search<'w> {
     fn rank_by_tail(&mut self, contenders: Contenders) {
         let mut assessor = Assessor::new(self.world);
         let winner = contenders.winner(&mut assessor);
-        if let Some(winner) = winner.filter(|winner| self.best.iter().all(|kept| kept.layout != winner.layout)) {
+        if let Some(winner) =
+            winner.filter(|winner| self.best.iter().all(|kept| kept.layout != winner.layout))
+        {
             self.best.push(winner);
         }
         for standing in self.best.iter_mut().chain(&mut self.front) {
@@ -268,14 +270,15 @@ impl Contenders {
 }
 
 /// The order of a plan: what meets the requirements, the objective, the preference of leaders;
-/// then availability, the time after a loss, cost; and a fixed order at last.
+/// then the mean, the time after a loss, availability, cost; and a fixed order at last.
 fn rank(a: &Standing, b: &Standing) -> Ordering {
+    let latencies = |s: &Standing| [rounded(s.mean_write_ms), rounded(s.after_loss_ms)];
     b.feasible
         .cmp(&a.feasible)
         .then_with(|| rounded(a.objective_ms).cmp(&rounded(b.objective_ms)))
         .then_with(|| a.preference.cmp(&b.preference))
+        .then_with(|| latencies(a).cmp(&latencies(b)))
         .then_with(|| a.unavailability.total_cmp(&b.unavailability))
-        .then_with(|| rounded(a.after_loss_ms).cmp(&rounded(b.after_loss_ms)))
         .then_with(|| a.voters.cmp(&b.voters))
         .then_with(|| a.wan_copies.cmp(&b.wan_copies))
         .then_with(|| a.layout.design.cmp(&b.layout.design))
@@ -291,7 +294,14 @@ fn rounded(ms: f64) -> i64 {
 /// Whether `a` is as good as `b` on every count and better on one, or equal and first in rank.
 fn beats(a: &Standing, b: &Standing) -> bool {
     let counts = |s: &Standing| {
-        [s.mean_write_ms, s.worst_write_ms, s.after_loss_ms, s.unavailability * 1e6, s.voters as f64, s.wan_copies as f64]
+        [
+            s.mean_write_ms,
+            s.worst_write_ms,
+            s.after_loss_ms,
+            s.unavailability * 1e6,
+            s.voters as f64,
+            s.wan_copies as f64,
+        ]
     };
     let (x, y) = (counts(a), counts(b));
     let no_worse = x.iter().zip(&y).all(|(x, y)| *x <= *y + SAME_MS);

@@ -19,7 +19,9 @@ pub fn json(plan: &Plan) -> String {
         name: &plan.name,
         objective: plan.objective,
         regions: names,
-        client_write_share: Named(clients.iter().map(|c| (names[*c].as_str(), plan.world.model.shares[*c])).collect()),
+        client_write_share: Named(
+            clients.iter().map(|c| (names[*c].as_str(), plan.world.model.shares[*c])).collect(),
+        ),
         pipeline: PipelineView::from(plan.world.model.pipeline),
         layouts_considered: plan.considered,
         layouts: plan.layouts.iter().map(|assessment| LayoutView::new(plan, assessment, &clients)).collect(),

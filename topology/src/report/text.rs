@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
-use crate::plan::{Assessment, Infeasible, Plan};
 use crate::diagnostic::{Diagnostic, Level};
 use crate::layout::{Design, Layout};
+use crate::plan::{Assessment, Infeasible, Plan};
 use crate::timing::Timing;
 
 /// Rows of the table beside those of the Pareto front.
@@ -45,12 +45,16 @@ pub fn text(plan: &Plan) -> String {
 pub fn findings(diagnostics: &[Diagnostic]) -> String {
     let mut out = String::new();
     for level in [Level::Error, Level::Warning, Level::Note] {
-        let of_level: Vec<&Diagnostic> = diagnostics.iter().filter(|finding| finding.level == level).collect();
+        let of_level: Vec<&Diagnostic> =
+            diagnostics.iter().filter(|finding| finding.level == level).collect();
         for finding in of_level.iter().take(FINDINGS_MAX) {
             line(&mut out, finding);
         }
         if of_level.len() > FINDINGS_MAX {
-            line(&mut out, format_args!("... and {} more findings of level {level}", of_level.len() - FINDINGS_MAX));
+            line(
+                &mut out,
+                format_args!("... and {} more findings of level {level}", of_level.len() - FINDINGS_MAX),
+            );
         }
     }
     out
@@ -67,7 +71,11 @@ pub fn comparison(plan: &Plan, a: &Assessment, b: &Assessment) -> String {
     for client in model.client_regions() {
         let name = &model.regions[client];
         figure(format!("write {name} ms"), a.write[client].typical, b.write[client].typical);
-        figure(format!("write {name} p99 ms"), a.write[client].percentiles.p99, b.write[client].percentiles.p99);
+        figure(
+            format!("write {name} p99 ms"),
+            a.write[client].percentiles.p99,
+            b.write[client].percentiles.p99,
+        );
     }
     figure("mean write ms".to_owned(), a.mean_write_ms, b.mean_write_ms);
     figure("worst write ms".to_owned(), a.worst_write_ms, b.worst_write_ms);
@@ -76,7 +84,12 @@ pub fn comparison(plan: &Plan, a: &Assessment, b: &Assessment) -> String {
         let show = |ms: Option<f64>| ms.map_or("stops".to_owned(), |ms| format!("{ms:.1}"));
         let (x, y) = (after(a), after(b));
         let difference = x.zip(y).map_or("-".to_owned(), |(x, y)| format!("{:+.1}", y - x));
-        rows.push(vec![format!("mean write without {} ms", model.regions[lost]), show(x), show(y), difference]);
+        rows.push(vec![
+            format!("mean write without {} ms", model.regions[lost]),
+            show(x),
+            show(y),
+            difference,
+        ]);
     }
     let counts = |name: &str, x: usize, y: usize| {
         vec![name.to_owned(), x.to_string(), y.to_string(), format!("{:+}", y as i64 - x as i64)]
@@ -184,8 +197,11 @@ fn local_commits(out: &mut String, plan: &Plan, best: &Assessment) {
 fn after_loss(out: &mut String, plan: &Plan, best: &Assessment) {
     let names = &plan.world.model.regions;
     let voting: Vec<usize> = best.layout.voting_regions().collect();
-    let fatal: Vec<&str> =
-        voting.iter().filter(|lost| best.after_loss[**lost].is_none()).map(|lost| names[*lost].as_str()).collect();
+    let fatal: Vec<&str> = voting
+        .iter()
+        .filter(|lost| best.after_loss[**lost].is_none())
+        .map(|lost| names[*lost].as_str())
+        .collect();
     if !fatal.is_empty() {
         return line(out, format_args!("  Writes stop when {} is lost.", fatal.join(" or ")));
     }
@@ -197,11 +213,18 @@ fn after_loss(out: &mut String, plan: &Plan, best: &Assessment) {
         line(
             out,
             format_args!(
-                "  Survives the loss of any {} of its regions; at worst {:.1} ms on average ({} lost, {} leads).",
-                best.survives_regions, after.mean_write_ms, names[lost], names[after.leader]
+                "  Survives the loss of any {}; at worst {:.1} ms on average ({} lost, {} leads).",
+                regions(best.survives_regions),
+                after.mean_write_ms,
+                names[lost],
+                names[after.leader]
             ),
         );
     }
+}
+
+fn regions(count: usize) -> String {
+    if count == 1 { "region".to_owned() } else { format!("{count} regions") }
 }
 
 fn refusal(out: &mut String, infeasible: &Infeasible) {
@@ -227,7 +250,8 @@ fn table(out: &mut String, plan: &Plan) {
     let shown_clients: &[usize] = if clients.len() > CLIENT_COLUMNS_MAX { &[] } else { &clients };
     let mut header: Vec<String> = ["#", "design", "leader", "voters"].map(str::to_owned).to_vec();
     header.extend(shown_clients.iter().map(|client| format!("in {}", model.regions[*client])));
-    header.extend(["mean", "worst", "p99", "survives", "after loss", "down/year", "copies"].map(str::to_owned));
+    header
+        .extend(["mean", "worst", "p99", "survives", "after loss", "down/year", "copies"].map(str::to_owned));
     let mut rows = vec![header];
     let chosen = plan.layouts.iter().enumerate().filter(|(i, a)| *i < ROWS_BEST || a.on_front).take(ROWS_MAX);
     for (i, assessment) in chosen {
@@ -255,8 +279,10 @@ fn row(plan: &Plan, index: usize, assessment: &Assessment, clients: &[usize]) ->
         (true, true) => "*",
         (true, false) => "",
     };
-    let voters: Vec<String> =
-        layout.voting_regions().map(|region| format!("{} {}", names[region], layout.voters[region])).collect();
+    let voters: Vec<String> = layout
+        .voting_regions()
+        .map(|region| format!("{} {}", names[region], layout.voters[region]))
+        .collect();
     let mut row = vec![
         format!("{index}{mark}"),
         layout.design.name().to_owned(),
@@ -293,6 +319,7 @@ fn timing_table(out: &mut String, timing: &Timing) {
 fn per_year(share: f64) -> String {
     let seconds = share * SECONDS_PER_YEAR;
     match seconds {
+        s if s < 0.5e-4 => "< 0.1 ms".to_owned(),
         s if s < 0.0995 => format!("{:.1} ms", s * 1000.0),
         s if s < 99.5 => format!("{s:.1} s"),
         s if s < 5970.0 => format!("{:.1} min", s / 60.0),
@@ -306,14 +333,20 @@ fn aligned(out: &mut String, rows: &[Vec<String>]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let is_figure = |column: usize| {
-        rows.iter().skip(1).all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || "+-xs".contains(c)))
+        rows.iter()
+            .skip(1)
+            .all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || "+-<xs".contains(c)))
     };
     let figures: Vec<bool> = (0..columns).map(|column| column > 0 && is_figure(column)).collect();
     for row in rows {
         let mut text = String::from(" ");
         for (column, cell) in row.iter().enumerate() {
             let width = widths[column];
-            let _ = if figures[column] { write!(text, " {cell:>width$} ") } else { write!(text, " {cell:<width$} ") };
+            let _ = if figures[column] {
+                write!(text, " {cell:>width$} ")
+            } else {
+                write!(text, " {cell:<width$} ")
+            };
         }
         line(out, text.trim_end());
     }

@@ -52,7 +52,11 @@ impl Scenario {
         }
         for (i, region) in self.regions.iter().enumerate() {
             if self.regions[..i].contains(region) {
-                diagnostics.push(Diagnostic::new(Code::DuplicateRegion, "regions", format!("{region} is named twice")));
+                diagnostics.push(Diagnostic::new(
+                    Code::DuplicateRegion,
+                    "regions",
+                    format!("{region} is named twice"),
+                ));
             }
         }
         diagnostics
@@ -65,8 +69,10 @@ impl Scenario {
             ("never_leader", &self.never_leader),
             ("preferred_leaders", &self.preferred_leaders),
         ];
-        let mut named: Vec<(String, &String)> =
-            lists.iter().flat_map(|(key, names)| names.iter().map(|name| ((*key).to_owned(), name))).collect();
+        let mut named: Vec<(String, &String)> = lists
+            .iter()
+            .flat_map(|(key, names)| names.iter().map(|name| ((*key).to_owned(), name)))
+            .collect();
         named.extend(self.coordinates.keys().map(|name| ("coordinates".to_owned(), name)));
         named.extend(self.client_write_share.keys().map(|name| ("client_write_share".to_owned(), name)));
         named.extend(self.max_per_region.keys().map(|name| ("max_per_region".to_owned(), name)));
@@ -76,7 +82,8 @@ impl Scenario {
         }
         let mut diagnostics: Vec<Diagnostic> = Vec::new();
         for (place, name) in named.into_iter().filter(|(_, name)| self.region(name).is_none()) {
-            let finding = Diagnostic::new(Code::UnknownRegion, place, format!("{name} is not one of the regions"));
+            let finding =
+                Diagnostic::new(Code::UnknownRegion, place, format!("{name} is not one of the regions"));
             let finding = match nearest(name, self.regions.iter().map(String::as_str)) {
                 Some(known) => finding.suggest(format!("did you mean {known}?")),
                 None => finding,
@@ -92,13 +99,18 @@ impl Scenario {
         let mut diagnostics = Vec::new();
         let client = Time { p50: self.client_rtt, p99: None };
         for (place, time) in [("client_rtt", client), ("fsync", self.fsync), ("zone_rtt", self.zone_rtt)] {
-            let bad = [Some(time.p50), time.p99].into_iter().flatten().find(|ms| !ms.is_finite() || *ms < 0.0);
+            let bad =
+                [Some(time.p50), time.p99].into_iter().flatten().find(|ms| !ms.is_finite() || *ms < 0.0);
             if let Some(bad) = bad {
                 diagnostics.push(Diagnostic::new(Code::BadLatency, place, format!("{bad} ms is not a time")));
             } else if let Some(p99) = time.p99.filter(|p99| *p99 < time.p50) {
                 diagnostics.push(
-                    Diagnostic::new(Code::TailBelowMedian, place, format!("p99 {p99} ms lies below p50 {} ms", time.p50))
-                        .suggest("swap the two, or leave the p99 out"),
+                    Diagnostic::new(
+                        Code::TailBelowMedian,
+                        place,
+                        format!("p99 {p99} ms lies below p50 {} ms", time.p50),
+                    )
+                    .suggest("swap the two, or leave the p99 out"),
                 );
             }
         }
@@ -111,7 +123,11 @@ impl Scenario {
         ];
         for (place, share) in shares {
             if !(0.0..1.0).contains(&share) {
-                diagnostics.push(Diagnostic::new(Code::BadValue, place, format!("{share} is not in 0 to below 1")));
+                diagnostics.push(Diagnostic::new(
+                    Code::BadValue,
+                    place,
+                    format!("{share} is not in 0 to below 1"),
+                ));
             }
         }
         diagnostics
@@ -137,16 +153,27 @@ impl Scenario {
                 Diagnostic::new(
                     Code::Assumed,
                     "client_write_share",
-                    format!("every region is assumed to write as much as any other, 1/{}", self.regions.len()),
+                    format!(
+                        "every region is assumed to write as much as any other, 1/{}",
+                        self.regions.len()
+                    ),
                 )
                 .suggest("say where the writes come from: it decides who should lead"),
             );
         } else if diagnostics.is_empty() && sum <= 0.0 {
-            diagnostics.push(Diagnostic::new(Code::BadValue, "client_write_share", "no region writes anything"));
+            diagnostics.push(Diagnostic::new(
+                Code::BadValue,
+                "client_write_share",
+                "no region writes anything",
+            ));
         } else if diagnostics.is_empty() && (sum - 1.0).abs() > SHARE_TOLERANCE {
             diagnostics.push(
-                Diagnostic::new(Code::ShareSum, "client_write_share", format!("the shares add up to {sum:.4}, not 1"))
-                    .suggest("they are scaled to one; correct them if a region is missing"),
+                Diagnostic::new(
+                    Code::ShareSum,
+                    "client_write_share",
+                    format!("the shares add up to {sum:.4}, not 1"),
+                )
+                .suggest("they are scaled to one; correct them if a region is missing"),
             );
         }
         diagnostics
@@ -176,16 +203,25 @@ impl Scenario {
                 continue;
             };
             diagnostics.push(
-                Diagnostic::new(Code::Ignored, "preferred_leaders", format!("{name} can't be preferred: {why}"))
-                    .suggest("name it in one of the lists only"),
+                Diagnostic::new(
+                    Code::Ignored,
+                    "preferred_leaders",
+                    format!("{name} can't be preferred: {why}"),
+                )
+                .suggest("name it in one of the lists only"),
             );
         }
-        for name in self.witness.iter().filter(|name| self.client_write_share.get(*name).is_some_and(|s| *s > 0.0)) {
+        for name in
+            self.witness.iter().filter(|name| self.client_write_share.get(*name).is_some_and(|s| *s > 0.0))
+        {
             diagnostics.push(
                 Diagnostic::new(
                     Code::Assumed,
                     "witness",
-                    format!("{name} serves no clients, yet {:.0} % of the writes come from it", 100.0 * self.client_write_share[name]),
+                    format!(
+                        "{name} serves no clients, yet {:.0} % of the writes come from it",
+                        100.0 * self.client_write_share[name]
+                    ),
                 )
                 .suggest("its clients are taken to talk to the leader's region"),
             );
@@ -195,7 +231,7 @@ impl Scenario {
                 Diagnostic::new(
                     Code::Assumed,
                     "require.survive_regions",
-                    format!("the loss of {} regions must be survived", self.survive_regions()),
+                    format!("{}: any so many regions may be lost", self.survive_regions()),
                 )
                 .suggest("set it to say what you need: 0 allows one region only"),
             );
@@ -220,7 +256,10 @@ impl Scenario {
             return diagnostics;
         }
         for (a, from) in &self.coordinates {
-            for (b, to) in self.coordinates.range::<String, _>((std::ops::Bound::Excluded(a), std::ops::Bound::Unbounded)) {
+            for (b, to) in self
+                .coordinates
+                .range::<String, _>((std::ops::Bound::Excluded(a), std::ops::Bound::Unbounded))
+            {
                 if let Some(round_trip) = matrix.round_trip(a, b) {
                     diagnostics.extend(check_distance(a, b, distance_km(*from, *to), round_trip.p50_ms));
                 }
@@ -247,7 +286,8 @@ impl Scenario {
             )
             .suggest("give {p50, p99}, or plan from a live mesh")
         });
-        let flat_tails = [("fsync", self.fsync), ("zone_rtt", self.zone_rtt)].into_iter().filter(|(_, t)| t.p99.is_none());
+        let flat_tails =
+            [("fsync", self.fsync), ("zone_rtt", self.zone_rtt)].into_iter().filter(|(_, t)| t.p99.is_none());
         let flat_tails = flat_tails.map(|(place, time)| {
             Diagnostic::new(
                 Code::AssumedTail,
@@ -271,7 +311,8 @@ fn check_distance(a: &str, b: &str, km: f64, rtt_ms: f64) -> Option<Diagnostic> 
         );
     }
     (rtt_ms < fibre_ms).then(|| {
-        let message = format!("{rtt_ms:.1} ms for {km:.0} km: light in a straight fibre needs {fibre_ms:.1} ms");
+        let message =
+            format!("{rtt_ms:.1} ms for {km:.0} km: light in a straight fibre needs {fibre_ms:.1} ms");
         Diagnostic::new(Code::FasterThanFibre, place, message).suggest("check the coordinates and the figure")
     })
 }
@@ -279,7 +320,8 @@ fn check_distance(a: &str, b: &str, km: f64, rtt_ms: f64) -> Option<Diagnostic> 
 /// Great-circle distance between two points in degrees, km (haversine formula).
 fn distance_km([lat_a, lon_a]: [f64; 2], [lat_b, lon_b]: [f64; 2]) -> f64 {
     let half = |degrees: f64| (degrees.to_radians() / 2.0).sin().powi(2);
-    let chord = half(lat_b - lat_a) + lat_a.to_radians().cos() * lat_b.to_radians().cos() * half(lon_b - lon_a);
+    let chord =
+        half(lat_b - lat_a) + lat_a.to_radians().cos() * lat_b.to_radians().cos() * half(lon_b - lon_a);
     2.0 * EARTH_KM * chord.sqrt().min(1.0).asin()
 }
 
