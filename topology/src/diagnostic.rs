@@ -134,10 +134,17 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     let name = name.to_lowercase();
     known
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&name, &candidate.to_lowercase()), candidate))
+        .map(|candidate| (likeness(&name, &candidate.to_lowercase()), candidate))
         .filter(|(likeness, _)| *likeness >= 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
         .map(|(_, candidate)| candidate)
+}
+
+/// A name that only lacks its end, or has one too many, is most likely meant.
+fn likeness(a: &str, b: &str) -> f64 {
+    let jaro_winkler = strsim::jaro_winkler(a, b);
+    let extends = !a.is_empty() && !b.is_empty() && (a.starts_with(b) || b.starts_with(a));
+    if extends { jaro_winkler.max(0.95) } else { jaro_winkler }
 }
 
 #[cfg(test)]
@@ -149,6 +156,7 @@ mod tests {
         let known = ["us-east-1", "us-west-2", "eu-west-1"];
         assert_eq!(nearest("us-esat-1", known), Some("us-east-1"));
         assert_eq!(nearest("EU-WEST1", known), Some("eu-west-1"));
+        assert_eq!(nearest("us-east", known), Some("us-east-1"));
         assert_eq!(nearest("zzz", known), None);
     }
 

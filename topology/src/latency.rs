@@ -208,6 +208,17 @@ impl Model {
         self.client_regions().map(|client| self.write_ms(layout, client)).fold(0.0, f64::max)
     }
 
+    /// Per region: the others, nearest first.
+    pub fn nearest_first(&self) -> Vec<Vec<usize>> {
+        let regions = 0..self.regions.len();
+        let nearest = |from: usize| {
+            let mut others: Vec<usize> = regions.clone().filter(|region| *region != from).collect();
+            others.sort_by(|a, b| self.rtt_ms[from][*a].total_cmp(&self.rtt_ms[from][*b]));
+            others
+        };
+        regions.clone().map(nearest).collect()
+    }
+
     /// The regions that write.
     pub fn client_regions(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.shares.len()).filter(|region| self.shares[*region] > 0.0)

@@ -197,68 +197,158 @@ impl Space {
         Layout { design, leader, voters, observers }
     }
 
-    /// Visits every layout worth considering.
+    /// Walks through every layout worth considering, as far as `guide` lets it. Regions are
+    /// decided in the order `nearest_first[leader]`, which holds all regions but the leader's.
     ///
     /// Even numbers of voters (flat) and of groups, and even groups, are left out: dropping one
     /// voter outside the leader's region asks for one acknowledgement less, so it commits no
     /// later and survives every failure that the even number survives. The exception is a
     /// leader's region that must hold an even number.
-    pub fn visit(&self, visitor: &mut impl FnMut(&Layout)) {
+    pub fn walk(&self, nearest_first: &[Vec<usize>], guide: &mut impl Guide) {
         for design in &self.designs {
             for leader in (0..self.may_lead.len()).filter(|region| self.may_lead[*region]) {
-                let most = self.voters_max_per_region[leader].min(self.voters_max);
-                for at_leader in self.leader_voters_min.max(1)..=most {
-                    let odd = at_leader % 2 == 1 || at_leader == self.leader_voters_min;
-                    if !design.votes_by_region() || odd {
-                        let mut voters = vec![0; self.may_lead.len()];
-                        voters[leader] = at_leader;
-                        self.place(*design, leader, voters, visitor);
-                    }
+                for (at_leader, total) in self.starts(*design, leader) {
+                    let mut walk = Walk {
+                        space: self,
+                        design: *design,
+                        leader,
+                        total,
+                        voters: vec![0; self.may_lead.len()],
+                    };
+                    walk.voters[leader] = at_leader;
+                    let left = if design.votes_by_region() { total - 1 } else { total - at_leader };
+                    walk.decide(&nearest_first[leader], left, self.voters_max - at_leader, guide);
                 }
             }
         }
     }
 
-    fn place(&self, design: Design, leader: usize, mut voters: Vec<u8>, visitor: &mut impl FnMut(&Layout)) {
-        let left = self.voters_max - voters[leader];
-        self.place_from(0, left, design, leader, &mut voters, visitor);
+    /// How many layouts [`Space::walk`] has when nothing is cut.
+    pub fn count(&self) -> u64 {
+        let mut count = 0u64;
+        for design in &self.designs {
+            for leader in (0..self.may_lead.len()).filter(|region| self.may_lead[*region]) {
+                for (at_leader, total) in self.starts(*design, leader) {
+                    let left = if design.votes_by_region() { total - 1 } else { total - at_leader };
+                    count = count.saturating_add(self.completions(
+                        *design,
+                        leader,
+                        left,
+                        self.voters_max - at_leader,
+                    ));
+                }
+            }
+        }
+        count
     }
 
-    fn place_from(
-        &self,
-        region: usize,
-        left: u8,
-        design: Design,
-        leader: usize,
-        voters: &mut Vec<u8>,
-        visitor: &mut impl FnMut(&Layout),
-    ) {
-        if region == voters.len() {
-            if self.worth_considering(design, leader, voters) {
-                visitor(&self.complete(design, leader, voters.clone()));
+    /// Voters in the leader's region, and the total: of voters (flat), or of groups.
+    fn starts(&self, design: Design, leader: usize) -> Vec<(u8, u8)> {
+        let least = self.leader_voters_min.max(1);
+        let most = self.voters_max_per_region[leader].min(self.voters_max);
+        let mut starts = Vec::new();
+        for at_leader in least..=most {
+            if design.votes_by_region() {
+                if at_leader % 2 == 1 || at_leader == least {
+                    let groups = u8::try_from(self.may_lead.len()).unwrap_or(u8::MAX).min(self.voters_max);
+                    starts.extend((1..=groups).step_by(2).map(|groups| (at_leader, groups)));
+                }
+            } else {
+                let alone = at_leader == least && at_leader % 2 == 0;
+                starts.extend(alone.then_some((at_leader, at_leader)));
+                starts.extend((at_leader | 1..=self.voters_max).step_by(2).map(|total| (at_leader, total)));
             }
+        }
+        starts
+    }
+
+    /// Sizes that a region besides the leader's may have, largest first; zero is left out.
+    fn sizes(&self, design: Design, region: usize, most: u8) -> impl Iterator<Item = u8> + use<> {
+        let most = self.voters_max_per_region[region].min(most);
+        (1..=most).rev().filter(move |size| !design.votes_by_region() || size % 2 == 1)
+    }
+
+    /// Ways to place what is left: `ways[left][room]` over the regions seen so far.
+    fn completions(&self, design: Design, leader: usize, left: u8, room: u8) -> u64 {
+        let (left, room) = (usize::from(left), usize::from(room));
+        let mut ways = vec![vec![0u64; room + 1]; left + 1];
+        ways[0][0] = 1;
+        for region in (0..self.may_lead.len()).filter(|region| *region != leader) {
+            let mut next = ways.clone();
+            for (placed, row) in ways.iter().enumerate() {
+                for (used, count) in row.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    for size in self.sizes(design, region, u8::MAX).map(usize::from) {
+                        let step = if design.votes_by_region() { 1 } else { size };
+                        if placed + step <= left && used + size <= room {
+                            let sum = &mut next[placed + step][used + size];
+                            *sum = sum.saturating_add(*count);
+                        }
+                    }
+                }
+            }
+            ways = next;
+        }
+        ways[left].iter().fold(0u64, |sum, count| sum.saturating_add(*count))
+    }
+}
+
+/// Steers a walk through the layouts.
+pub trait Guide {
+    /// Whether no completion of `partial` is of interest.
+    fn cut(&mut self, partial: &Partial<'_>) -> bool;
+
+    /// A complete layout.
+    fn visit(&mut self, layout: &Layout);
+}
+
+/// A layout of which the regions nearest to the leader are decided.
+#[derive(Debug)]
+pub struct Partial<'w> {
+    /// How a write is agreed on.
+    pub design: Design,
+    /// The leader's region.
+    pub leader: usize,
+    /// Voters so far.
+    pub voters: &'w [u8],
+    /// Regions still to be decided, nearest to the leader first; never empty.
+    pub undecided: &'w [usize],
+    /// Of all voters (flat) or groups: how many there will be.
+    pub total: u8,
+    /// How many of these are still to be placed; at least one.
+    pub left: u8,
+    /// How many voters these may have together.
+    pub room: u8,
+}
+
+struct Walk<'s> {
+    space: &'s Space,
+    design: Design,
+    leader: usize,
+    total: u8,
+    voters: Vec<u8>,
+}
+
+impl Walk<'_> {
+    fn decide(&mut self, undecided: &[usize], left: u8, room: u8, guide: &mut impl Guide) {
+        if left == 0 {
+            let layout = self.space.complete(self.design, self.leader, self.voters.clone());
+            return guide.visit(&layout);
+        }
+        let Some((region, farther)) = undecided.split_first() else {
+            return;
+        };
+        let (design, leader, total) = (self.design, self.leader, self.total);
+        if guide.cut(&Partial { design, leader, voters: &self.voters, undecided, total, left, room }) {
             return;
         }
-        if region == leader {
-            return self.place_from(region + 1, left, design, leader, voters, visitor);
+        let most = if design.votes_by_region() { room } else { room.min(left) };
+        for size in self.space.sizes(design, *region, most) {
+            self.voters[*region] = size;
+            let taken = if design.votes_by_region() { 1 } else { size };
+            self.decide(farther, left - taken, room - size, guide);
         }
-        for count in 0..=left.min(self.voters_max_per_region[region]) {
-            if design.votes_by_region() && count > 0 && count % 2 == 0 {
-                continue;
-            }
-            voters[region] = count;
-            self.place_from(region + 1, left - count, design, leader, voters, visitor);
-        }
-        voters[region] = 0;
-    }
-
-    fn worth_considering(&self, design: Design, leader: usize, voters: &[u8]) -> bool {
-        if design.votes_by_region() {
-            voters.iter().filter(|count| **count > 0).count() % 2 == 1
-        } else {
-            let total: u8 = voters.iter().sum();
-            total % 2 == 1 || (total == voters[leader] && total == self.leader_voters_min)
-        }
+        self.voters[*region] = 0;
+        self.decide(farther, left, room, guide);
     }
 }
 
@@ -277,10 +367,22 @@ mod tests {
         }
     }
 
+    struct All(Vec<Layout>);
+
+    impl Guide for All {
+        fn cut(&mut self, _: &Partial<'_>) -> bool {
+            false
+        }
+
+        fn visit(&mut self, layout: &Layout) {
+            self.0.push(layout.clone());
+        }
+    }
+
     fn all(space: &Space) -> Vec<Layout> {
-        let mut layouts = Vec::new();
-        space.visit(&mut |layout| layouts.push(layout.clone()));
-        layouts
+        let mut all = All(Vec::new());
+        space.walk(&[vec![1, 2], vec![0, 2], vec![0, 1]], &mut all);
+        all.0
     }
 
     fn names() -> Vec<String> {
@@ -316,6 +418,40 @@ mod tests {
         let layouts = all(&space(&Design::ALL));
         let distinct: std::collections::HashSet<_> = layouts.iter().collect();
         assert_eq!(distinct.len(), layouts.len());
+        assert_eq!(space(&Design::ALL).count(), layouts.len() as u64);
+    }
+
+    /// Every placement within the limits, by counting up, against the walk.
+    #[test]
+    fn the_walk_leaves_out_only_even_numbers() {
+        let mut space = space(&Design::ALL);
+        for least in 1..=3 {
+            space.leader_voters_min = least;
+            let walked: std::collections::HashSet<Layout> = all(&space).into_iter().collect();
+            let mut expected = 0;
+            for design in Design::ALL {
+                for (leader, code) in (0..2).flat_map(|leader| (0..32u8).map(move |code| (leader, code))) {
+                    let voters = vec![code % 4, code / 4 % 4, code / 16];
+                    let total: u8 = voters.iter().sum();
+                    let groups = voters.iter().filter(|count| **count > 0).count();
+                    let at_leader = voters[leader];
+                    let others_odd = (0..3).all(|r| r == leader || voters[r] == 0 || voters[r] % 2 == 1);
+                    let odd = match design {
+                        Design::Flat => total % 2 == 1 || (total == least && at_leader == least),
+                        _ => groups % 2 == 1 && others_odd && (at_leader % 2 == 1 || at_leader == least),
+                    };
+                    if total <= 5 && at_leader >= least && odd {
+                        expected += 1;
+                        assert!(
+                            walked.contains(&space.complete(design, leader, voters.clone())),
+                            "{voters:?}"
+                        );
+                    }
+                }
+            }
+            assert_eq!(walked.len(), expected);
+            assert_eq!(space.count(), expected as u64);
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Plans: every layout that a scenario allows, compared; the best under an objective; the ones
 //! that nothing beats on every count; and, where none fits, what to relax.
 
+mod bound;
 mod relax;
 mod search;
+mod tail;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use relax::{Infeasible, Relaxation};
-pub use search::Standing;
+pub use search::{Figures, Standing};
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::latency::{Curve, Model, Percentiles, Tails};
@@ -38,6 +40,15 @@ impl Objective {
     /// Every objective.
     pub const ALL: [Objective; 4] = [Objective::Mean, Objective::Worst, Objective::P99, Objective::AfterLoss];
 
+    /// The figure to minimise; the mean stands in for the p99, which only distributions give.
+    fn of(self, mean_write_ms: f64, worst_write_ms: f64, after_loss_ms: f64) -> f64 {
+        match self {
+            Objective::Mean | Objective::P99 => mean_write_ms,
+            Objective::Worst => worst_write_ms,
+            Objective::AfterLoss => after_loss_ms,
+        }
+    }
+
     /// The name, as on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -64,7 +75,7 @@ pub struct Plan {
     pub objective: Objective,
     /// The world it was planned for.
     pub world: World,
-    /// Layouts examined, or shown to be no better than one that was.
+    /// Layouts compared: looked at, or shown to be no better than one that was.
     pub considered: u64,
     /// The best layouts and those on the Pareto front, best first; at most [`LISTED_MAX`] beside
     /// the front.
@@ -83,6 +94,10 @@ pub struct Plan {
 
 /// Most layouts in a plan, beside the Pareto front.
 pub const LISTED_MAX: usize = 300;
+
+/// Up to so many layouts in all, [`LISTED_MAX`] are kept; of more, only [`LISTED_OF_MANY`].
+const LISTED_ALL: u64 = 100_000;
+const LISTED_OF_MANY: usize = 40;
 
 /// All figures of one layout. Vectors are per region.
 #[derive(Clone, Debug)]
@@ -144,22 +159,21 @@ pub struct Homes {
 /// Compares the layouts that `scenario` allows. Errors in the scenario are returned as findings.
 pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagnostic>> {
     let (world, mut diagnostics) = scenario.world()?;
-    let found = Search::new(&world, objective, LISTED_MAX).run();
+    let keep = if world.space.count() <= LISTED_ALL { LISTED_MAX } else { LISTED_OF_MANY };
+    let found = Search::new(&world, objective, keep).run();
     let mut assessor = Assessor::new(&world);
-    let mut layouts: Vec<Assessment> = found
-        .layouts
+    let layouts: Vec<Assessment> = found
         .iter()
         .map(|standing| Assessment { on_front: standing.on_front, ..assessor.assess(&standing.layout) })
         .collect();
     let recommended = layouts.first().is_some_and(|best| best.violations.is_empty()).then_some(0);
     let infeasible = match recommended {
         Some(_) => None,
-        None => Some(relax::explain(scenario, objective, &world, &found)),
+        None => Some(relax::explain(scenario, objective, &world)),
     };
     if let Some(infeasible) = &infeasible {
         diagnostics.push(infeasible.diagnostic());
     }
-    layouts.iter_mut().for_each(|assessment| assessment.on_front &= assessment.violations.is_empty());
     let best = recommended.map(|index| &layouts[index]);
     let homes = best.map(|best| Homes::of(&world, &best.layout));
     if let Some(best) = best {
@@ -169,7 +183,7 @@ pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagn
     Ok(Plan {
         name: scenario.name.clone(),
         objective,
-        considered: found.considered,
+        considered: world.space.count(),
         layouts,
         recommended,
         infeasible,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use read::{parse, parse_json, parse_toml};
 
 use crate::availability::FailureModel;
-use crate::diagnostic::{Code, Diagnostic, has_errors};
+use crate::diagnostic::{Code, Diagnostic, Level, has_errors};
 use crate::latency::{Distribution, Model, Pipeline};
 use crate::layout::{Design, Layout, Space};
 use crate::matrix::{Matrix, RoundTrip};
@@ -173,7 +173,13 @@ impl World {
         violations
     }
 
-    /// The same as a yes or no.
+    /// Place of a leader's region in the preference; the others share the last.
+    pub fn preference(&self, leader: usize) -> usize {
+        let preferred = &self.succession.preferred;
+        preferred.iter().position(|region| *region == leader).unwrap_or(preferred.len())
+    }
+
+    /// Whether there are no [`World::violations`].
     pub fn allows(&self, layout: &Layout) -> bool {
         let more = self.region_loss_plus_voters;
         layout.survives_regions() >= self.survive_regions
@@ -203,6 +209,7 @@ impl Scenario {
         let (matrix, mut diagnostics) = self.round_trips();
         diagnostics.extend(self.check(&matrix));
         if has_errors(&diagnostics) {
+            diagnostics.retain(|finding| finding.level > Level::Note);
             return Err(diagnostics);
         }
         let Some(model) = self.model(&matrix) else {

@@ -15,7 +15,7 @@ struct Cli {
 
 fn run(arguments: &str, inputs: Inputs) -> Answer {
     let words = std::iter::once("plan").chain(arguments.split_whitespace());
-    Cli::try_parse_from(words).unwrap().plan.run(&inputs)
+    Cli::try_parse_from(words).expect("arguments that parse").plan.run(&inputs)
 }
 
 fn example() -> Inputs {
@@ -23,7 +23,7 @@ fn example() -> Inputs {
 }
 
 fn json(arguments: &str, inputs: Inputs) -> Value {
-    serde_json::from_str(&run(&format!("{arguments} --json"), inputs).output).unwrap()
+    serde_json::from_str(&run(&format!("{arguments} --json"), inputs).output).expect("output that is JSON")
 }
 
 fn check(arguments: &str, inputs: Inputs, status: u8, expected: expect_test::ExpectFile) {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Objective;
-use super::search::{Found, Search};
+use super::search::Search;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::layout::{Design, VOTERS_MAX};
 use crate::scenario::{Scenario, World};
@@ -57,7 +57,7 @@ struct Knob {
     steps: Vec<(String, Scenario)>,
 }
 
-pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World, found: &Found) -> Infeasible {
+pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) -> Infeasible {
     let mut relaxations: Vec<Relaxation> =
         knobs(scenario).into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
     relaxations.sort_by(|a, b| {
@@ -66,21 +66,21 @@ pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World, 
             .then_with(|| a.objective_ms.total_cmp(&b.objective_ms))
             .then_with(|| a.key.cmp(&b.key))
     });
-    Infeasible { reason: reason(scenario, world, found), relaxations }
+    Infeasible { reason: reason(scenario, world), relaxations }
 }
 
 fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
     knob.steps.into_iter().enumerate().find_map(|(i, (to, scenario))| {
         let (world, _) = scenario.world().ok()?;
         let found = Search::new(&world, objective, 1).run();
-        let best = found.layouts.first().filter(|best| best.feasible)?;
+        let best = found.first().filter(|best| best.feasible)?;
         Some(Relaxation {
             key: knob.key.clone(),
             from: knob.from.clone(),
             to,
             steps: i + 1,
             layout: best.layout.display(&world.model.regions).to_string(),
-            objective_ms: best.objective_ms,
+            objective_ms: best.figures.objective_ms,
         })
     })
 }
@@ -163,7 +163,7 @@ fn changed(scenario: &Scenario, change: impl FnOnce(&mut Scenario)) -> Scenario 
 }
 
 /// Which requirements stand in the way: those that no layout meets, or else the combination.
-fn reason(scenario: &Scenario, world: &World, found: &Found) -> String {
+fn reason(scenario: &Scenario, world: &World) -> String {
     let voting = world.space.voters_max_per_region.iter().filter(|most| **most > 0).count();
     let needed = 2 * world.survive_regions + 1;
     let voters_max = usize::from(world.space.voters_max);
@@ -185,17 +185,24 @@ fn reason(scenario: &Scenario, world: &World, found: &Found) -> String {
             "the leader's region must hold {leader_min} voters, but no region that may lead may hold them"
         );
     }
-    let mut wanted = vec![format!("survive {} regions", world.survive_regions)];
-    if world.region_loss_plus_voters > 0 {
-        wanted.push(format!("survive a region and {} more voters", world.region_loss_plus_voters));
+    let mut wanted = Vec::new();
+    let more = world.region_loss_plus_voters;
+    if world.survive_regions > usize::from(more > 0) {
+        wanted.push(match world.survive_regions {
+            1 => "lose any region".to_owned(),
+            regions => format!("lose any {regions} regions"),
+        });
+    }
+    if more > 0 {
+        wanted.push(format!("lose any region and {more} more voter{}", if more > 1 { "s" } else { "" }));
     }
     if leader_min > 1 {
         wanted.push(format!("hold {leader_min} voters in the leader's region"));
     }
     let designs: Vec<&str> = scenario.designs.iter().map(|design| design.name()).collect();
     format!(
-        "none of {} layouts ({}) with at most {voters_max} voters can {} together",
-        found.considered,
+        "none of {} layouts ({}) of at most {voters_max} voters can {}",
+        world.space.count(),
         designs.join(", "),
         wanted.join(" and ")
     )

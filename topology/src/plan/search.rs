@@ -1,22 +1,22 @@
-//! Finds the best layouts and the Pareto front.
+//! Finds the best layouts and the Pareto front: an exact search that cuts off what bounds show to
+//! be no better than what it has.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 
+use super::bound::Bounds;
+use super::tail::least_p99;
 use super::{Assessor, Objective};
-use crate::latency::Model;
-use crate::layout::{Design, Layout};
+use crate::layout::{Guide, Layout, Partial};
 use crate::scenario::World;
 
-/// The figures that layouts are compared by: cheap enough to compute for every one.
-#[derive(Clone, Debug)]
-pub struct Standing {
-    /// The layout.
-    pub layout: Layout,
-    /// Whether it meets the requirements.
-    pub feasible: bool,
+/// The figures that layouts are compared by: cheap enough to compute for every one. Less is better
+/// in each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figures {
     /// The objective, ms.
     pub objective_ms: f64,
+    /// Place of the leader's region in the preference.
+    pub preference: usize,
     /// Mean median write, ms.
     pub mean_write_ms: f64,
     /// Longest median write, ms.
@@ -29,18 +29,19 @@ pub struct Standing {
     pub voters: usize,
     /// Copies of a write between regions.
     pub wan_copies: usize,
-    /// Place of the leader's region in the preference.
-    pub preference: usize,
-    /// Whether nothing beats it on every count.
-    pub on_front: bool,
 }
 
-/// What a search found.
-pub(super) struct Found {
-    /// Best first, without repetition.
-    pub(super) layouts: Vec<Standing>,
-    /// Layouts looked at.
-    pub(super) considered: u64,
+/// A layout among the others.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The layout.
+    pub layout: Layout,
+    /// Its figures.
+    pub figures: Figures,
+    /// Whether it meets the requirements.
+    pub feasible: bool,
+    /// Whether nothing beats it on every count.
+    pub on_front: bool,
 }
 
 /// Latencies that differ by less than this are the same, ms.
@@ -51,11 +52,11 @@ pub(super) struct Search<'w> {
     world: &'w World,
     objective: Objective,
     keep: usize,
+    feasible_only: bool,
+    bounds: Bounds<'w>,
+    /// The best so far, sorted once `keep` are there.
     best: Vec<Standing>,
     front: Vec<Standing>,
-    contenders: Option<Contenders>,
-    considered: u64,
-    unavailability: HashMap<(Design, Vec<u8>), f64>,
 }
 
 impl<'w> Search<'w> {
@@ -64,226 +65,134 @@ impl<'w> Search<'w> {
         Search {
             world,
             objective,
-            keep,
+            keep: keep.max(1),
+            feasible_only: true,
+            bounds: Bounds::new(world),
             best: Vec::new(),
             front: Vec::new(),
-            contenders: (objective == Objective::P99).then(|| Contenders::new(world)),
-            considered: 0,
-            unavailability: HashMap::new(),
         }
     }
 
-    /// Looks at every layout; best first.
-    pub(super) fn run(mut self) -> Found {
-        let world = self.world;
-        world.space.visit(&mut |layout| self.consider(layout));
-        self.best.sort_by(rank);
-        self.best.truncate(self.keep);
-        if let Some(contenders) = self.contenders.take() {
-            self.rank_by_tail(contenders);
+    /// The layouts that meet the requirements, best first, the Pareto front among them. If none
+    /// does, the others.
+    pub(super) fn run(mut self) -> Vec<Standing> {
+        self.walk();
+        if self.best.is_empty() {
+            self.feasible_only = false;
+            self.walk();
+        } else if self.objective == Objective::P99 {
+            self.rank_by_tail();
         }
-        let mut layouts = self.best;
-        for member in &mut self.front {
-            member.on_front = true;
-            match layouts.iter_mut().find(|standing| standing.layout == member.layout) {
-                Some(standing) => standing.on_front = true,
-                None => layouts.push(member.clone()),
+        for member in &self.front {
+            if self.best.iter().all(|standing| standing.layout != member.layout) {
+                self.best.push(member.clone());
             }
         }
-        layouts.sort_by(rank);
-        Found { layouts, considered: self.considered }
+        for standing in &mut self.best {
+            let unbeaten = !self.front.iter().any(|member| beats(&member.figures, &standing.figures));
+            standing.on_front = standing.feasible && unbeaten;
+        }
+        self.best.sort_by(rank);
+        self.best
     }
 
-    fn consider(&mut self, layout: &Layout) {
-        self.considered += 1;
-        let standing = self.standing(layout);
-        self.admit_to_front(&standing);
-        if let Some(contenders) = &mut self.contenders {
-            contenders.consider(self.world, &standing);
-        }
-        self.best.push(standing);
-        if self.best.len() >= 4 * self.keep.max(64) {
-            self.best.sort_by(rank);
-            self.best.truncate(self.keep);
-        }
+    fn walk(&mut self) {
+        let world = self.world;
+        let nearest_first = self.bounds.nearest_first().to_vec();
+        world.space.walk(&nearest_first, self);
+        self.best.sort_by(rank);
+        self.best.truncate(self.keep);
     }
 
-    fn standing(&mut self, layout: &Layout) -> Standing {
+    fn figures(&mut self, layout: &Layout) -> Figures {
         let world = self.world;
         let model = &world.model;
         let (mean_write_ms, worst_write_ms) = (model.mean_write_ms(layout), model.worst_write_ms(layout));
         let after_loss_ms = layout.worst_after_loss_ms(model, &world.succession);
-        Standing {
-            feasible: world.allows(layout),
-            objective_ms: match self.objective {
-                // The tail replaces the mean for those that could win: see `Contenders`.
-                Objective::Mean | Objective::P99 => mean_write_ms,
-                Objective::Worst => worst_write_ms,
-                Objective::AfterLoss => after_loss_ms,
-            },
+        Figures {
+            objective_ms: self.objective.of(mean_write_ms, worst_write_ms, after_loss_ms),
+            preference: world.preference(layout.leader),
             mean_write_ms,
             worst_write_ms,
             after_loss_ms,
-            unavailability: self.unavailability(layout),
+            unavailability: self.bounds.unavailability(layout),
             voters: layout.voter_count(),
             wan_copies: layout.wan_copies_per_write(),
-            preference: world
-                .succession
-                .preferred
-                .iter()
-                .position(|region| *region == layout.leader)
-                .unwrap_or(usize::MAX),
-            on_front: false,
-            layout: layout.clone(),
         }
     }
 
-    /// Regions fail alike, so only the sizes matter.
-    fn unavailability(&mut self, layout: &Layout) -> f64 {
-        let mut sizes: Vec<u8> = layout.voters.iter().copied().filter(|count| *count > 0).collect();
-        sizes.sort_unstable();
-        let failure = &self.world.failure;
-        *self.unavailability.entry((layout.design, sizes)).or_insert_with(|| failure.unavailability(layout))
-    }
-
-    fn admit_to_front(&mut self, standing: &Standing) {
-        if standing.feasible && !self.front.iter().any(|member| beats(member, standing)) {
-            self.front.retain(|member| !beats(standing, member));
-            self.front.push(standing.clone());
-        }
-    }
-
-    /// Ranks the kept layouts by their p99, together with the layout of the least p99 of all.
-    fn rank_by_tail(&mut self, contenders: Contenders) {
+    /// Ranks by the p99 what the mean has found, together with the layout of the least p99.
+    fn rank_by_tail(&mut self) {
         let mut assessor = Assessor::new(self.world);
-        let winner = contenders.winner(&mut assessor);
-        if let Some(winner) =
-            winner.filter(|winner| self.best.iter().all(|kept| kept.layout != winner.layout))
-        {
-            self.best.push(winner);
-        }
         for standing in self.best.iter_mut().chain(&mut self.front) {
-            standing.objective_ms = assessor.p99_write_ms(&standing.layout);
+            standing.figures.objective_ms = assessor.p99_write_ms(&standing.layout);
+        }
+        self.best.sort_by(rank);
+        let known_ms = self.best.first().map_or(f64::INFINITY, |best| best.figures.objective_ms);
+        for (layout, p99_ms) in least_p99(self.world, &mut assessor, known_ms) {
+            if self.best.iter().all(|standing| standing.layout != layout) {
+                let figures = Figures { objective_ms: p99_ms, ..self.figures(&layout) };
+                self.best.push(Standing { layout, figures, feasible: true, on_front: false });
+            }
         }
         self.best.sort_by(rank);
     }
 }
 
-/// The layouts that the least p99 is among.
-///
-/// A commit under a fixed leader comes no later, in any percentile, when a voter moves to a region
-/// whose round trip is no longer in any percentile. Layouts with such a move open to them are left
-/// out: where it leads is at least as good.
-struct Contenders {
-    /// `nearer[leader][a][b]`: whether `a`'s round trip is no longer than `b`'s in any percentile.
-    nearer: Vec<Vec<Vec<bool>>>,
-    /// The same world with the least possible times: bounds a layout's p99 from below.
-    floor: Model,
-    /// Lower bound of the p99, and the layout.
-    found: Vec<(f64, Standing)>,
-}
-
-impl Contenders {
-    fn new(world: &World) -> Self {
-        let model = &world.model;
-        let regions = 0..model.regions.len();
-        let no_longer = |leader: usize, a: usize, b: usize| {
-            let (x, y) = (&model.rtt[leader][a], &model.rtt[leader][b]);
-            let level = (0..=200).all(|i| {
-                let probability = (f64::from(i) / 200.0).clamp(1e-6, 1.0 - 1e-6);
-                x.quantile(probability) <= y.quantile(probability)
-            });
-            level && x.floor_ms() <= y.floor_ms() && (a < b || x.quantile(0.5) < y.quantile(0.5))
-        };
-        let nearer = regions
-            .clone()
-            .map(|leader| {
-                regions
-                    .clone()
-                    .map(|a| regions.clone().map(|b| a != b && no_longer(leader, a, b)).collect())
-                    .collect()
-            })
-            .collect();
-        let floor = Model {
-            rtt_ms: model.rtt.iter().map(|row| row.iter().map(|way| way.floor_ms()).collect()).collect(),
-            fsync_ms: model.fsync.floor_ms(),
-            zone_ms: model.zone.floor_ms(),
-            ..model.clone()
-        };
-        Contenders { nearer, floor, found: Vec::new() }
-    }
-
-    fn consider(&mut self, world: &World, standing: &Standing) {
-        if standing.feasible && !self.improvable(world, &standing.layout) {
-            self.found.push((self.p99_floor_ms(world, &standing.layout), standing.clone()));
+impl Guide for Search<'_> {
+    fn cut(&mut self, partial: &Partial<'_>) -> bool {
+        if self.feasible_only && self.bounds.infeasible(partial) {
+            return true;
         }
+        let least = self.bounds.figures(partial, self.objective);
+        let too_late = self.best.len() >= self.keep
+            && self
+                .best
+                .get(self.keep - 1)
+                .is_some_and(|last| order(&least, &last.figures) != Ordering::Less);
+        too_late && (!self.feasible_only || self.front.iter().any(|member| covers(&member.figures, &least)))
     }
 
-    /// Whether a voter (or a whole group, where groups vote) may move nearer to the leader.
-    fn improvable(&self, world: &World, layout: &Layout) -> bool {
-        let regions = layout.voters.len();
-        let pairs = (0..regions).flat_map(|to| (0..regions).map(move |from| (to, from)));
-        pairs.filter(|(to, from)| *to != layout.leader && *from != layout.leader).any(|(to, from)| {
-            let moving = if layout.design.votes_by_region() {
-                if layout.voters[to] > 0 { 0 } else { layout.voters[from] }
-            } else {
-                layout.voters[from].min(1)
-            };
-            if moving == 0
-                || layout.voters[to] + moving > world.space.voters_max_per_region[to]
-                || !self.nearer[layout.leader][to][from]
-            {
-                return false;
-            }
-            let mut moved = layout.clone();
-            moved.voters[from] -= moving;
-            moved.voters[to] += moving;
-            world.allows(&moved)
-        })
-    }
-
-    /// No p99 is less than the client's round trip, the p99 of the way to the leader, and the least
-    /// time a commit can take.
-    fn p99_floor_ms(&self, world: &World, layout: &Layout) -> f64 {
-        let commit_ms = self.floor.commit_ms(layout);
-        world.model.mean_over_clients(|client| {
-            let way_ms = world.model.rtt[client][layout.leader].quantile(0.99);
-            world.model.client_rtt_ms + way_ms + commit_ms
-        })
-    }
-
-    /// The contender of least p99; bounds spare the evaluation of most.
-    fn winner(mut self, assessor: &mut Assessor<'_>) -> Option<Standing> {
-        self.found.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut winner: Option<Standing> = None;
-        for (floor_ms, mut standing) in self.found {
-            if winner.as_ref().is_some_and(|winner| floor_ms > winner.objective_ms) {
-                break;
-            }
-            standing.objective_ms = assessor.p99_write_ms(&standing.layout);
-            if winner.as_ref().is_none_or(|winner| rank(&standing, winner) == Ordering::Less) {
-                winner = Some(standing);
-            }
+    fn visit(&mut self, layout: &Layout) {
+        let feasible = self.world.allows(layout);
+        if self.feasible_only && !feasible {
+            return;
         }
-        winner
+        let standing =
+            Standing { layout: layout.clone(), figures: self.figures(layout), feasible, on_front: false };
+        if feasible && !self.front.iter().any(|member| covers(&member.figures, &standing.figures)) {
+            self.front.retain(|member| !covers(&standing.figures, &member.figures));
+            self.front.push(standing.clone());
+        }
+        let place = self.best.partition_point(|kept| rank(kept, &standing) == Ordering::Less);
+        if place < self.keep {
+            self.best.insert(place, standing);
+            self.best.truncate(self.keep);
+        }
     }
 }
 
-/// The order of a plan: what meets the requirements, the objective, the preference of leaders;
-/// then the mean, the time after a loss, availability, cost; and a fixed order at last.
+/// The order of a plan: what meets the requirements, then [`order`], then a fixed one.
 fn rank(a: &Standing, b: &Standing) -> Ordering {
-    let latencies = |s: &Standing| [rounded(s.mean_write_ms), rounded(s.after_loss_ms)];
     b.feasible
         .cmp(&a.feasible)
-        .then_with(|| rounded(a.objective_ms).cmp(&rounded(b.objective_ms)))
+        .then_with(|| order(&a.figures, &b.figures))
+        .then_with(|| a.layout.design.cmp(&b.layout.design))
+        .then_with(|| a.layout.leader.cmp(&b.layout.leader))
+        .then_with(|| b.layout.voters.cmp(&a.layout.voters))
+}
+
+/// The objective, the preference of leaders, then the mean, the time after a loss, availability and
+/// cost.
+fn order(a: &Figures, b: &Figures) -> Ordering {
+    let latencies = |f: &Figures| [rounded(f.mean_write_ms), rounded(f.after_loss_ms)];
+    rounded(a.objective_ms)
+        .cmp(&rounded(b.objective_ms))
         .then_with(|| a.preference.cmp(&b.preference))
         .then_with(|| latencies(a).cmp(&latencies(b)))
         .then_with(|| a.unavailability.total_cmp(&b.unavailability))
         .then_with(|| a.voters.cmp(&b.voters))
         .then_with(|| a.wan_copies.cmp(&b.wan_copies))
-        .then_with(|| a.layout.design.cmp(&b.layout.design))
-        .then_with(|| a.layout.leader.cmp(&b.layout.leader))
-        .then_with(|| b.layout.voters.cmp(&a.layout.voters))
 }
 
 /// Latency in steps of [`SAME_MS`]: an order that stays transitive.
@@ -291,20 +200,25 @@ fn rounded(ms: f64) -> i64 {
     (ms / SAME_MS).round() as i64
 }
 
-/// Whether `a` is as good as `b` on every count and better on one, or equal and first in rank.
-fn beats(a: &Standing, b: &Standing) -> bool {
-    let counts = |s: &Standing| {
-        [
-            s.mean_write_ms,
-            s.worst_write_ms,
-            s.after_loss_ms,
-            s.unavailability * 1e6,
-            s.voters as f64,
-            s.wan_copies as f64,
-        ]
-    };
-    let (x, y) = (counts(a), counts(b));
-    let no_worse = x.iter().zip(&y).all(|(x, y)| *x <= *y + SAME_MS);
-    let better = x.iter().zip(&y).any(|(x, y)| *x < *y - SAME_MS);
-    no_worse && (better || rank(a, b) == Ordering::Less)
+/// The counts of the Pareto front, as whole numbers: unavailability in steps of a millionth of a
+/// millionth.
+fn counts(figures: &Figures) -> [i64; 6] {
+    [
+        rounded(figures.mean_write_ms),
+        rounded(figures.worst_write_ms),
+        rounded(figures.after_loss_ms),
+        (figures.unavailability * 1e12).round() as i64,
+        figures.voters as i64,
+        figures.wan_copies as i64,
+    ]
+}
+
+/// Whether `a` is as good as `b` on every count.
+fn covers(a: &Figures, b: &Figures) -> bool {
+    counts(a).iter().zip(&counts(b)).all(|(x, y)| x <= y)
+}
+
+/// Whether `a` is as good as `b` on every count and better on one.
+fn beats(a: &Figures, b: &Figures) -> bool {
+    covers(a, b) && counts(a) != counts(b)
 }

@@ -231,7 +231,7 @@ impl Scenario {
                 Diagnostic::new(
                     Code::Assumed,
                     "require.survive_regions",
-                    format!("{}: any so many regions may be lost", self.survive_regions()),
+                    format!("{} is assumed: so many regions may be lost, whichever", self.survive_regions()),
                 )
                 .suggest("set it to say what you need: 0 allows one region only"),
             );

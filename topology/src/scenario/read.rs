@@ -126,6 +126,11 @@ impl<'de> Visitor<'de> for TimeVisitor {
         f.write_str("a number of milliseconds, or {p50, p99}")
     }
 
+    /// What TOML's `nan` turns into: checked, and refused, with the other times.
+    fn visit_unit<E>(self) -> Result<Time, E> {
+        Ok(Time { p50: f64::NAN, p99: None })
+    }
+
     fn visit_f64<E>(self, ms: f64) -> Result<Time, E> {
         Ok(Time { p50: ms, p99: None })
     }
