@@ -1,0 +1,341 @@
+//! Plans: every layout that a scenario allows, compared; the best under an objective; the ones
+//! that nothing beats on every count; and, where none fits, what to relax.
+
+mod bound;
+mod relax;
+mod search;
+mod tail;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use relax::{Infeasible, Relaxation};
+pub use search::{Figures, Standing};
+
+use crate::diagnostic::{Code, Diagnostic};
+use crate::latency::{Curve, Model, Percentiles, Tails};
+use crate::layout::{Design, Layout};
+use crate::scenario::{Scenario, World};
+use crate::survival::AfterLoss;
+use crate::timing::{Assumptions, Timing};
+use search::Search;
+
+/// What the best layout has the least of. Figures are write latencies as clients see them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// Mean of the medians, weighted by the clients' writes.
+    #[default]
+    Mean,
+    /// Median of the client region that waits longest.
+    Worst,
+    /// Mean of the 99th percentiles, weighted by the clients' writes.
+    P99,
+    /// Mean write after the worst loss of one region.
+    AfterLoss,
+}
+
+impl Objective {
+    /// Every objective.
+    pub const ALL: [Objective; 4] = [Objective::Mean, Objective::Worst, Objective::P99, Objective::AfterLoss];
+
+    /// The figure to minimise; the mean stands in for the p99, which only distributions give.
+    fn of(self, mean_write_ms: f64, worst_write_ms: f64, after_loss_ms: f64) -> f64 {
+        match self {
+            Objective::Mean | Objective::P99 => mean_write_ms,
+            Objective::Worst => worst_write_ms,
+            Objective::AfterLoss => after_loss_ms,
+        }
+    }
+
+    /// The name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Objective::Mean => "mean",
+            Objective::Worst => "worst",
+            Objective::P99 => "p99",
+            Objective::AfterLoss => "after-loss",
+        }
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The layouts compared, best first, and what follows from the best.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The scenario's name.
+    pub name: String,
+    /// What was minimised.
+    pub objective: Objective,
+    /// The world it was planned for.
+    pub world: World,
+    /// Layouts compared: looked at, or shown to be no better than one that was.
+    pub considered: u64,
+    /// The best layouts and those on the Pareto front, best first; at most [`LISTED_MAX`] beside
+    /// the front.
+    pub layouts: Vec<Assessment>,
+    /// Index of the best layout; `None` if none meets the requirements.
+    pub recommended: Option<usize>,
+    /// Why there is none.
+    pub infeasible: Option<Infeasible>,
+    /// Timeouts of the best layout.
+    pub timing: Option<Timing>,
+    /// What one leader per client region would be worth.
+    pub homes: Option<Homes>,
+    /// Findings about the input.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Most layouts in a plan, beside the Pareto front.
+pub const LISTED_MAX: usize = 300;
+
+/// Up to so many layouts in all, [`LISTED_MAX`] are kept; of more, only [`LISTED_OF_MANY`].
+const LISTED_ALL: u64 = 100_000;
+const LISTED_OF_MANY: usize = 40;
+
+/// All figures of one layout. Vectors are per region.
+#[derive(Clone, Debug)]
+pub struct Assessment {
+    /// The layout.
+    pub layout: Layout,
+    /// Median commit, ms.
+    pub commit_ms: f64,
+    /// Writes as clients in each region see them.
+    pub write: Vec<WriteLatency>,
+    /// Mean of the median writes, by the clients' shares, ms.
+    pub mean_write_ms: f64,
+    /// Longest median write of a region that writes, ms.
+    pub worst_write_ms: f64,
+    /// Mean of the p99 writes, by the clients' shares, ms.
+    pub p99_write_ms: f64,
+    /// An uncontended lock, ms.
+    pub lock_ms: Vec<f64>,
+    /// `sync`, then a read, ms.
+    pub sync_read_ms: Vec<f64>,
+    /// Any so many regions may be lost.
+    pub survives_regions: usize,
+    /// Share of time without a quorum, with common causes.
+    pub unavailability: f64,
+    /// The same for servers that fail independently.
+    pub independent_unavailability: f64,
+    /// Copies of a write between regions.
+    pub wan_copies_per_write: usize,
+    /// Writes after the loss of each region; `None` where they stop.
+    pub after_loss: Vec<Option<AfterLoss>>,
+    /// Whether no other layout is better on one count without being worse on another.
+    pub on_front: bool,
+    /// Requirements not met, in words.
+    pub violations: Vec<String>,
+}
+
+/// A write as the clients of one region see it, ms.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct WriteLatency {
+    /// By the formula, on medians.
+    pub typical: f64,
+    /// Percentiles of the distribution.
+    #[serde(flatten)]
+    pub percentiles: Percentiles,
+    /// The formula with Meridian's two further commits in the client's region (two levels only).
+    pub with_local_commits: f64,
+}
+
+/// What it is worth to home each client region's subtrees in that region, instead of one leader
+/// for all.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Homes {
+    /// Per region: the write of its clients to a subtree homed there, ms.
+    pub write_ms: Vec<f64>,
+    /// Mean over the clients' writes, ms.
+    pub mean_write_ms: f64,
+}
+
+/// Compares the layouts that `scenario` allows. Errors in the scenario are returned as findings.
+pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagnostic>> {
+    let (world, mut diagnostics) = scenario.world()?;
+    let keep = if world.space.count() <= LISTED_ALL { LISTED_MAX } else { LISTED_OF_MANY };
+    let found = Search::new(&world, objective, keep).run();
+    let mut assessor = Assessor::new(&world);
+    let layouts: Vec<Assessment> = found
+        .iter()
+        .map(|standing| Assessment { on_front: standing.on_front, ..assessor.assess(&standing.layout) })
+        .collect();
+    let recommended = layouts.first().is_some_and(|best| best.violations.is_empty()).then_some(0);
+    let infeasible = match recommended {
+        Some(_) => None,
+        None => Some(relax::explain(scenario, objective, &world)),
+    };
+    if let Some(infeasible) = &infeasible {
+        diagnostics.push(infeasible.diagnostic());
+    }
+    let best = recommended.map(|index| &layouts[index]);
+    let homes = best.map(|best| Homes::of(&world, &best.layout));
+    if let Some(best) = best {
+        diagnostics.extend(slow_preference(&world, objective, best, &layouts));
+    }
+    let timing = best.map(|best| Timing::derive(&world.model, &best.layout, Assumptions::default()));
+    Ok(Plan {
+        name: scenario.name.clone(),
+        objective,
+        considered: world.space.count(),
+        layouts,
+        recommended,
+        infeasible,
+        timing,
+        homes,
+        diagnostics,
+        world,
+    })
+}
+
+impl Plan {
+    /// The best layout.
+    pub fn best(&self) -> Option<&Assessment> {
+        self.recommended.and_then(|index| self.layouts.get(index))
+    }
+}
+
+impl Assessment {
+    /// The figure that `objective` minimises, ms.
+    pub fn objective_ms(&self, objective: Objective) -> f64 {
+        match objective {
+            Objective::Mean => self.mean_write_ms,
+            Objective::Worst => self.worst_write_ms,
+            Objective::P99 => self.p99_write_ms,
+            Objective::AfterLoss => self.worst_after_loss_ms(),
+        }
+    }
+
+    /// The largest mean write after a loss; infinite when one stops writes.
+    pub fn worst_after_loss_ms(&self) -> f64 {
+        self.after_loss
+            .iter()
+            .map(|after| after.map_or(f64::INFINITY, |a| a.mean_write_ms))
+            .fold(0.0, f64::max)
+    }
+}
+
+/// Computes all figures of layouts; shares the distributions between them.
+pub struct Assessor<'w> {
+    world: &'w World,
+    tails: Tails<'w>,
+}
+
+impl<'w> Assessor<'w> {
+    /// For layouts of one world.
+    pub fn new(world: &'w World) -> Self {
+        Assessor { world, tails: Tails::new(&world.model) }
+    }
+
+    /// All figures of `layout`.
+    pub fn assess(&mut self, layout: &Layout) -> Assessment {
+        let World { model, succession, failure, .. } = self.world;
+        let regions = 0..model.regions.len();
+        let commit = self.tails.commit(layout);
+        let write: Vec<WriteLatency> =
+            regions.clone().map(|client| self.write(layout, client, &commit)).collect();
+        Assessment {
+            commit_ms: model.commit_ms(layout),
+            mean_write_ms: model.mean_write_ms(layout),
+            worst_write_ms: model.worst_write_ms(layout),
+            p99_write_ms: model.mean_over_clients(|client| write[client].percentiles.p99),
+            write,
+            lock_ms: regions.clone().map(|client| model.lock_ms(layout, client)).collect(),
+            sync_read_ms: regions.clone().map(|client| model.sync_read_ms(layout, client)).collect(),
+            survives_regions: layout.survives_regions(),
+            unavailability: failure.unavailability(layout),
+            independent_unavailability: failure.independent_unavailability(layout),
+            wan_copies_per_write: layout.wan_copies_per_write(),
+            after_loss: regions.map(|lost| layout.after_loss(model, succession, lost)).collect(),
+            on_front: false,
+            violations: self.world.violations(layout),
+            layout: layout.clone(),
+        }
+    }
+
+    /// Mean of the p99 writes by the clients' shares: what [`Objective::P99`] minimises.
+    pub fn p99_write_ms(&mut self, layout: &Layout) -> f64 {
+        let model = &self.world.model;
+        let commit = self.tails.commit(layout);
+        let clients: Vec<usize> = model.client_regions().collect();
+        clients
+            .iter()
+            .map(|client| model.shares[*client] * self.tails.write_p99_ms(layout, *client, &commit))
+            .sum()
+    }
+
+    fn write(&mut self, layout: &Layout, client: usize, commit: &Curve) -> WriteLatency {
+        let model = &self.world.model;
+        let typical = model.write_ms(layout, client);
+        let missing = match layout.design {
+            Design::Two => {
+                crate::latency::Pipeline::MERIDIAN.commits().saturating_sub(model.pipeline.commits())
+            }
+            Design::Flat | Design::Hier => 0,
+        };
+        let local_commit_ms = model.client_region_commit_ms(layout, layout.leader, client);
+        WriteLatency {
+            typical,
+            percentiles: self.tails.write(layout, client, commit),
+            with_local_commits: typical + f64::from(missing) * local_commit_ms,
+        }
+    }
+}
+
+impl Homes {
+    /// A homed subtree's write is one commit of its region's ensemble: as many servers as the
+    /// best layout has there, three where it has fewer and may have them.
+    fn of(world: &World, best: &Layout) -> Homes {
+        let model: &Model = &world.model;
+        let write_ms: Vec<f64> = (0..model.regions.len())
+            .map(|region| {
+                let servers = best.servers(region).max(world.space.voters_max_per_region[region].min(3));
+                model.client_rtt_ms + model.local_commit_ms(servers)
+            })
+            .collect();
+        let mean_write_ms = model.mean_over_clients(|client| write_ms[client]);
+        Homes { write_ms, mean_write_ms }
+    }
+}
+
+/// Says what the preferred leader region costs, when another one is better.
+fn slow_preference(
+    world: &World,
+    objective: Objective,
+    best: &Assessment,
+    layouts: &[Assessment],
+) -> Option<Diagnostic> {
+    let preferred = *world.succession.preferred.first()?;
+    if best.layout.leader == preferred || !world.space.may_lead[preferred] {
+        return None;
+    }
+    let names = &world.model.regions;
+    let alternative = layouts
+        .iter()
+        .find(|assessment| assessment.layout.leader == preferred && assessment.violations.is_empty());
+    let cost = match alternative {
+        Some(alternative) => format!(
+            "{:.1} ms more ({})",
+            alternative.objective_ms(objective) - best.objective_ms(objective),
+            alternative.layout.display(names)
+        ),
+        None => format!("more than the {LISTED_MAX} best layouts take"),
+    };
+    Some(
+        Diagnostic::new(
+            Code::SlowPreference,
+            "preferred_leaders",
+            format!(
+                "{} leads the best layout; {} would cost {cost}",
+                names[best.layout.leader], names[preferred]
+            ),
+        )
+        .suggest("put the other regions into never_leader to insist"),
+    )
+}

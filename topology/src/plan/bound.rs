@@ -1,0 +1,251 @@
+//! Lower bounds on the figures of every layout that a partial one can become.
+
+use std::collections::HashMap;
+
+use super::Objective;
+use super::search::Figures;
+use crate::layout::{Design, Layout, Partial, Space, VOTERS_MAX};
+use crate::scenario::World;
+
+/// Bounds for one world; keeps what partial layouts share.
+pub(super) struct Bounds<'w> {
+    world: &'w World,
+    nearest_first: Vec<Vec<usize>>,
+    /// Per leader: mean and largest way of the clients to it, ms.
+    ways: Vec<(f64, f64)>,
+    /// Per leader: the largest mean way of the remaining clients after a loss of another region, ms.
+    ways_after_loss: Vec<f64>,
+    unavailability: HashMap<(Design, Vec<u8>), f64>,
+    least_unavailability: HashMap<(Design, Vec<u8>, u8, u8), f64>,
+    least_after_leader_loss: HashMap<(Design, usize, u8), f64>,
+}
+
+impl<'w> Bounds<'w> {
+    pub(super) fn new(world: &'w World) -> Self {
+        let model = &world.model;
+        let regions = model.regions.len();
+        let nearest_first = model.nearest_first();
+        let ways = (0..regions)
+            .map(|leader| {
+                let way_ms = |client: usize| model.rtt_ms[client][leader];
+                (model.mean_over_clients(way_ms), model.client_regions().map(way_ms).fold(0.0, f64::max))
+            })
+            .collect();
+        let ways_after_loss = (0..regions)
+            .map(|leader| {
+                let lost = (0..regions).filter(|lost| *lost != leader);
+                lost.map(|lost| mean_way_after_loss_ms(world, leader, lost)).fold(0.0, f64::max)
+            })
+            .collect();
+        Bounds {
+            world,
+            nearest_first,
+            ways,
+            ways_after_loss,
+            unavailability: HashMap::new(),
+            least_unavailability: HashMap::new(),
+            least_after_leader_loss: HashMap::new(),
+        }
+    }
+
+    /// Per leader: the other regions, nearest first.
+    pub(super) fn nearest_first(&self) -> &[Vec<usize>] {
+        &self.nearest_first
+    }
+
+    /// Regions fail alike, so only the sizes matter.
+    pub(super) fn unavailability(&mut self, layout: &Layout) -> f64 {
+        let failure = &self.world.failure;
+        let sizes = sizes(&layout.voters);
+        *self.unavailability.entry((layout.design, sizes)).or_insert_with(|| failure.unavailability(layout))
+    }
+
+    /// Whether no completion meets the requirements.
+    pub(super) fn infeasible(&self, partial: &Partial<'_>) -> bool {
+        let world = self.world;
+        if partial.design.votes_by_region() {
+            return usize::from(partial.total) < 2 * world.survive_regions + 1;
+        }
+        // What the largest regions hold may be lost, and the rest must be a majority.
+        let spare = usize::from(partial.total - 1) / 2;
+        let mut sizes = sizes(partial.voters);
+        sizes.reverse();
+        let lost = |regions: usize| sizes.iter().take(regions).map(|size| usize::from(*size)).sum::<usize>();
+        let more = world.region_loss_plus_voters;
+        lost(world.survive_regions) > spare || (more > 0 && lost(1) + more > spare)
+    }
+
+    /// Figures that no completion falls below, in any.
+    pub(super) fn figures(&mut self, partial: &Partial<'_>, objective: Objective) -> Figures {
+        let world = self.world;
+        let model = &world.model;
+        let commit_ms = self.commit_ms(partial);
+        let (mean_way_ms, longest_way_ms) = self.ways[partial.leader];
+        let mean_write_ms = model.client_rtt_ms + mean_way_ms + commit_ms;
+        let worst_write_ms = model.client_rtt_ms + longest_way_ms + commit_ms;
+        let stays_ms = model.client_rtt_ms + self.ways_after_loss[partial.leader] + commit_ms;
+        let after_loss_ms = stays_ms.max(self.after_leader_loss_ms(partial));
+        let voters =
+            partial.voters.iter().map(|count| usize::from(*count)).sum::<usize>() + usize::from(partial.left);
+        Figures {
+            objective_ms: objective.of(mean_write_ms, worst_write_ms, after_loss_ms),
+            preference: world.preference(partial.leader),
+            mean_write_ms,
+            worst_write_ms,
+            after_loss_ms,
+            unavailability: self.least_unavailability(partial),
+            voters,
+            wan_copies: wan_copies(&world.space, partial, voters),
+        }
+    }
+
+    /// What is left acknowledges no earlier than the nearest undecided region.
+    fn commit_ms(&self, partial: &Partial<'_>) -> f64 {
+        let model = &self.world.model;
+        let Partial { design, leader, voters, total, left, .. } = *partial;
+        let mut times = [0.0; VOTERS_MAX + 1];
+        let mut count = 0;
+        let mut push = |value: f64, copies: u8| {
+            for slot in times.iter_mut().skip(count).take(usize::from(copies)) {
+                *slot = value;
+                count += 1;
+            }
+        };
+        let at_leader = voters[leader];
+        let own_ms = model.local_commit_ms(at_leader);
+        match design {
+            Design::Flat => {
+                push(model.fsync_ms, 1);
+                push(model.fsync_ms + model.zone_ms, at_leader - 1);
+            }
+            Design::Hier => push(own_ms, 1),
+            Design::Two => {}
+        }
+        for (region, size) in
+            voters.iter().enumerate().filter(|(region, size)| *region != leader && **size > 0)
+        {
+            let copies = if design == Design::Flat { *size } else { 1 };
+            push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
+        }
+        push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
+        let quorum = usize::from(total) / 2 + usize::from(design != Design::Two);
+        let times = &mut times[..count];
+        let last_ms = match quorum.checked_sub(1) {
+            Some(index) if index < times.len() => *times.select_nth_unstable_by(index, f64::total_cmp).1,
+            _ => 0.0,
+        };
+        if design == Design::Two { last_ms.max(own_ms) } else { last_ms }
+    }
+
+    /// The least mean write when the leader's region is lost: the best successor with the nearest
+    /// quorum that the limits allow.
+    fn after_leader_loss_ms(&mut self, partial: &Partial<'_>) -> f64 {
+        let world = self.world;
+        let (design, leader, total) = (partial.design, partial.leader, partial.total);
+        let nearest_first = &self.nearest_first;
+        *self.least_after_leader_loss.entry((design, leader, total)).or_insert_with(|| {
+            let successors = (0..world.model.regions.len())
+                .filter(|region| *region != leader && world.space.voters_max_per_region[*region] > 0);
+            successors
+                .map(|successor| {
+                    world.model.client_rtt_ms
+                        + mean_way_after_loss_ms(world, successor, leader)
+                        + least_commit_ms(world, design, successor, leader, total, &nearest_first[successor])
+                })
+                .fold(f64::INFINITY, f64::min)
+        })
+    }
+
+    fn least_unavailability(&mut self, partial: &Partial<'_>) -> f64 {
+        let sizes = sizes(partial.voters);
+        self.least_for_sizes(partial.design, sizes, partial.left, partial.room)
+    }
+
+    /// The least unavailability over all ways to complete the sizes.
+    fn least_for_sizes(&mut self, design: Design, sizes: Vec<u8>, left: u8, room: u8) -> f64 {
+        let room = if design.votes_by_region() { room } else { left };
+        if left == 0 {
+            let regions = sizes.len();
+            let layout = Layout { design, leader: 0, voters: sizes, observers: vec![0; regions] };
+            return self.unavailability(&layout);
+        }
+        let key = (design, sizes, left, room);
+        if let Some(known) = self.least_unavailability.get(&key) {
+            return *known;
+        }
+        let most = self.world.space.voters_max_per_region.iter().max().copied().unwrap_or(0).min(room);
+        let mut least = f64::INFINITY;
+        for size in (1..=most).filter(|size| !design.votes_by_region() || size % 2 == 1) {
+            let mut larger = key.1.clone();
+            larger.insert(larger.partition_point(|other| *other <= size), size);
+            let taken = if design.votes_by_region() { 1 } else { size };
+            least = least.min(self.least_for_sizes(design, larger, left - taken, room - size));
+        }
+        self.least_unavailability.insert(key, least);
+        least
+    }
+}
+
+/// The mean way of the remaining clients to `leader`, as [`Layout::after_loss`] weighs them, ms.
+fn mean_way_after_loss_ms(world: &World, leader: usize, lost: usize) -> f64 {
+    let model = &world.model;
+    let clients = || (0..model.regions.len()).filter(|client| *client != lost);
+    let left: f64 = clients().map(|client| model.shares[client]).sum();
+    if left > 0.0 {
+        clients().map(|client| model.shares[client] / left * model.rtt_ms[client][leader]).sum()
+    } else {
+        let count = clients().count().max(1) as f64;
+        clients().map(|client| model.rtt_ms[client][leader]).sum::<f64>() / count
+    }
+}
+
+/// The earliest commit under `leader` without `lost`, whatever the layout of that many voters or
+/// groups.
+fn least_commit_ms(
+    world: &World,
+    design: Design,
+    leader: usize,
+    lost: usize,
+    total: u8,
+    nearest_first: &[usize],
+) -> f64 {
+    let model = &world.model;
+    let space = &world.space;
+    // Its own acknowledgement comes first, so the rest of the quorum is what is waited for.
+    let mut needed = u32::from(total) / 2;
+    if design == Design::Flat {
+        needed = needed.saturating_sub(u32::from(space.voters_max_per_region[leader]) - 1);
+    }
+    for region in nearest_first.iter().filter(|region| **region != lost) {
+        if needed == 0 {
+            break;
+        }
+        let most = u32::from(space.voters_max_per_region[*region]);
+        needed = needed.saturating_sub(if design == Design::Flat { most } else { most.min(1) });
+        if needed == 0 {
+            return model.rtt_ms[leader][*region] + model.fsync_ms;
+        }
+    }
+    if needed == 0 { model.fsync_ms } else { f64::INFINITY }
+}
+
+fn wan_copies(space: &Space, partial: &Partial<'_>, voters: usize) -> usize {
+    let away = |region: &usize| *region != partial.leader;
+    if partial.design == Design::Two {
+        let served = (0..partial.voters.len()).filter(away).filter(|region| space.served[*region]).count();
+        return served.max(usize::from(partial.total) - 1);
+    }
+    let decided_empty = (0..partial.voters.len())
+        .filter(away)
+        .filter(|region| {
+            partial.voters[*region] == 0 && space.served[*region] && !partial.undecided.contains(region)
+        })
+        .count();
+    voters - usize::from(partial.voters[partial.leader]) + decided_empty
+}
+
+fn sizes(voters: &[u8]) -> Vec<u8> {
+    let mut sizes: Vec<u8> = voters.iter().copied().filter(|count| *count > 0).collect();
+    sizes.sort_unstable();
+    sizes
+}

@@ -1,0 +1,224 @@
+//! Finds the best layouts and the Pareto front: an exact search that cuts off what bounds show to
+//! be no better than what it has.
+
+use std::cmp::Ordering;
+
+use super::bound::Bounds;
+use super::tail::least_p99;
+use super::{Assessor, Objective};
+use crate::layout::{Guide, Layout, Partial};
+use crate::scenario::World;
+
+/// The figures that layouts are compared by: cheap enough to compute for every one. Less is better
+/// in each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figures {
+    /// The objective, ms.
+    pub objective_ms: f64,
+    /// Place of the leader's region in the preference.
+    pub preference: usize,
+    /// Mean median write, ms.
+    pub mean_write_ms: f64,
+    /// Longest median write, ms.
+    pub worst_write_ms: f64,
+    /// Mean write after the worst loss of a region, ms; infinite when writes stop.
+    pub after_loss_ms: f64,
+    /// Share of time without a quorum.
+    pub unavailability: f64,
+    /// Servers with a vote.
+    pub voters: usize,
+    /// Copies of a write between regions.
+    pub wan_copies: usize,
+}
+
+/// A layout among the others.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The layout.
+    pub layout: Layout,
+    /// Its figures.
+    pub figures: Figures,
+    /// Whether it meets the requirements.
+    pub feasible: bool,
+    /// Whether nothing beats it on every count.
+    pub on_front: bool,
+}
+
+/// Latencies that differ by less than this are the same, ms.
+const SAME_MS: f64 = 1e-6;
+
+/// Compares all layouts of a world.
+pub(super) struct Search<'w> {
+    world: &'w World,
+    objective: Objective,
+    keep: usize,
+    feasible_only: bool,
+    bounds: Bounds<'w>,
+    /// The best so far, sorted once `keep` are there.
+    best: Vec<Standing>,
+    front: Vec<Standing>,
+}
+
+impl<'w> Search<'w> {
+    /// A search that keeps the `keep` best.
+    pub(super) fn new(world: &'w World, objective: Objective, keep: usize) -> Self {
+        Search {
+            world,
+            objective,
+            keep: keep.max(1),
+            feasible_only: true,
+            bounds: Bounds::new(world),
+            best: Vec::new(),
+            front: Vec::new(),
+        }
+    }
+
+    /// The layouts that meet the requirements, best first, the Pareto front among them. If none
+    /// does, the others.
+    pub(super) fn run(mut self) -> Vec<Standing> {
+        self.walk();
+        if self.best.is_empty() {
+            self.feasible_only = false;
+            self.walk();
+        } else if self.objective == Objective::P99 {
+            self.rank_by_tail();
+        }
+        for member in &self.front {
+            if self.best.iter().all(|standing| standing.layout != member.layout) {
+                self.best.push(member.clone());
+            }
+        }
+        for standing in &mut self.best {
+            let unbeaten = !self.front.iter().any(|member| beats(&member.figures, &standing.figures));
+            standing.on_front = standing.feasible && unbeaten;
+        }
+        self.best.sort_by(rank);
+        self.best
+    }
+
+    fn walk(&mut self) {
+        let world = self.world;
+        let nearest_first = self.bounds.nearest_first().to_vec();
+        world.space.walk(&nearest_first, self);
+        self.best.sort_by(rank);
+        self.best.truncate(self.keep);
+    }
+
+    fn figures(&mut self, layout: &Layout) -> Figures {
+        let world = self.world;
+        let model = &world.model;
+        let (mean_write_ms, worst_write_ms) = (model.mean_write_ms(layout), model.worst_write_ms(layout));
+        let after_loss_ms = layout.worst_after_loss_ms(model, &world.succession);
+        Figures {
+            objective_ms: self.objective.of(mean_write_ms, worst_write_ms, after_loss_ms),
+            preference: world.preference(layout.leader),
+            mean_write_ms,
+            worst_write_ms,
+            after_loss_ms,
+            unavailability: self.bounds.unavailability(layout),
+            voters: layout.voter_count(),
+            wan_copies: layout.wan_copies_per_write(),
+        }
+    }
+
+    /// Ranks by the p99 what the mean has found, together with the layout of the least p99.
+    fn rank_by_tail(&mut self) {
+        let mut assessor = Assessor::new(self.world);
+        for standing in self.best.iter_mut().chain(&mut self.front) {
+            standing.figures.objective_ms = assessor.p99_write_ms(&standing.layout);
+        }
+        self.best.sort_by(rank);
+        let known_ms = self.best.first().map_or(f64::INFINITY, |best| best.figures.objective_ms);
+        for (layout, p99_ms) in least_p99(self.world, &mut assessor, known_ms) {
+            if self.best.iter().all(|standing| standing.layout != layout) {
+                let figures = Figures { objective_ms: p99_ms, ..self.figures(&layout) };
+                self.best.push(Standing { layout, figures, feasible: true, on_front: false });
+            }
+        }
+        self.best.sort_by(rank);
+    }
+}
+
+impl Guide for Search<'_> {
+    fn cut(&mut self, partial: &Partial<'_>) -> bool {
+        if self.feasible_only && self.bounds.infeasible(partial) {
+            return true;
+        }
+        let least = self.bounds.figures(partial, self.objective);
+        let too_late = self.best.len() >= self.keep
+            && self
+                .best
+                .get(self.keep - 1)
+                .is_some_and(|last| order(&least, &last.figures) != Ordering::Less);
+        too_late && (!self.feasible_only || self.front.iter().any(|member| covers(&member.figures, &least)))
+    }
+
+    fn visit(&mut self, layout: &Layout) {
+        let feasible = self.world.allows(layout);
+        if self.feasible_only && !feasible {
+            return;
+        }
+        let standing =
+            Standing { layout: layout.clone(), figures: self.figures(layout), feasible, on_front: false };
+        if feasible && !self.front.iter().any(|member| covers(&member.figures, &standing.figures)) {
+            self.front.retain(|member| !covers(&standing.figures, &member.figures));
+            self.front.push(standing.clone());
+        }
+        let place = self.best.partition_point(|kept| rank(kept, &standing) == Ordering::Less);
+        if place < self.keep {
+            self.best.insert(place, standing);
+            self.best.truncate(self.keep);
+        }
+    }
+}
+
+/// The order of a plan: what meets the requirements, then [`order`], then a fixed one.
+fn rank(a: &Standing, b: &Standing) -> Ordering {
+    b.feasible
+        .cmp(&a.feasible)
+        .then_with(|| order(&a.figures, &b.figures))
+        .then_with(|| a.layout.design.cmp(&b.layout.design))
+        .then_with(|| a.layout.leader.cmp(&b.layout.leader))
+        .then_with(|| b.layout.voters.cmp(&a.layout.voters))
+}
+
+/// The objective, the preference of leaders, then the mean, the time after a loss, availability and
+/// cost.
+fn order(a: &Figures, b: &Figures) -> Ordering {
+    let latencies = |f: &Figures| [rounded(f.mean_write_ms), rounded(f.after_loss_ms)];
+    rounded(a.objective_ms)
+        .cmp(&rounded(b.objective_ms))
+        .then_with(|| a.preference.cmp(&b.preference))
+        .then_with(|| latencies(a).cmp(&latencies(b)))
+        .then_with(|| a.unavailability.total_cmp(&b.unavailability))
+        .then_with(|| a.voters.cmp(&b.voters))
+        .then_with(|| a.wan_copies.cmp(&b.wan_copies))
+}
+
+/// Latency in steps of [`SAME_MS`]: an order that stays transitive.
+fn rounded(ms: f64) -> i64 {
+    (ms / SAME_MS).round() as i64
+}
+
+/// The counts of the Pareto front, as whole numbers: unavailability in steps of a millionth of a
+/// millionth.
+fn counts(figures: &Figures) -> [i64; 6] {
+    [
+        rounded(figures.mean_write_ms),
+        rounded(figures.worst_write_ms),
+        rounded(figures.after_loss_ms),
+        (figures.unavailability * 1e12).round() as i64,
+        figures.voters as i64,
+        figures.wan_copies as i64,
+    ]
+}
+
+/// Whether `a` is as good as `b` on every count.
+fn covers(a: &Figures, b: &Figures) -> bool {
+    counts(a).iter().zip(&counts(b)).all(|(x, y)| x <= y)
+}
+
+/// Whether `a` is as good as `b` on every count and better on one.
+fn beats(a: &Figures, b: &Figures) -> bool {
+    covers(a, b) && counts(a) != counts(b)
+}

@@ -1,0 +1,156 @@
+//! The layout of the least p99. Distributions are a thousand times dearer than medians, so only
+//! layouts that could win are looked at.
+
+use super::Assessor;
+use crate::latency::{Distribution, Model};
+use crate::layout::{Design, Guide, Layout, Partial};
+use crate::scenario::World;
+
+/// The layouts with a p99 below `known_ms` that were met on the way to the least, the least last.
+pub(super) fn least_p99(world: &World, assessor: &mut Assessor<'_>, known_ms: f64) -> Vec<(Layout, f64)> {
+    let mut contenders = Contenders::new(world);
+    world.space.walk(&world.model.nearest_first(), &mut contenders);
+    contenders.found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut least_ms = known_ms;
+    let mut better = Vec::new();
+    for (floor_ms, layout) in contenders.found {
+        if floor_ms > least_ms {
+            break;
+        }
+        let p99_ms = assessor.p99_write_ms(&layout);
+        if p99_ms <= least_ms {
+            least_ms = p99_ms;
+            better.push((layout, p99_ms));
+        }
+    }
+    better
+}
+
+/// The layouts that the least p99 is among.
+///
+/// A commit under a fixed leader comes no later, in any percentile, when a voter (or a whole group,
+/// where groups vote) moves to a region whose round trip is no longer in any percentile. Layouts
+/// with such a move open to them are left out: where it leads is at least as good.
+struct Contenders<'w> {
+    world: &'w World,
+    /// `nearer[leader][a][b]`: whether `a`'s round trip is no longer than `b`'s in any percentile.
+    nearer: Vec<Vec<Vec<bool>>>,
+    /// The same world with the least possible times: bounds a layout's p99 from below.
+    floor: Model,
+    /// Lower bound of the p99, and the layout.
+    found: Vec<(f64, Layout)>,
+}
+
+impl<'w> Contenders<'w> {
+    fn new(world: &'w World) -> Self {
+        let model = &world.model;
+        let regions = model.regions.len();
+        let nearer_under = |leader: usize| -> Vec<Vec<bool>> {
+            let quantiles: Vec<Vec<f64>> = model.rtt[leader].iter().map(quantiles).collect();
+            let no_longer = |a: usize, b: usize| {
+                let all = quantiles[a].iter().zip(&quantiles[b]).all(|(x, y)| x <= y);
+                all && (a < b || quantiles[a] != quantiles[b])
+            };
+            (0..regions).map(|a| (0..regions).map(|b| a != b && no_longer(a, b)).collect()).collect()
+        };
+        let floor = Model {
+            rtt_ms: model.rtt.iter().map(|row| row.iter().map(|way| way.floor_ms()).collect()).collect(),
+            fsync_ms: model.fsync.floor_ms(),
+            zone_ms: model.zone.floor_ms(),
+            ..model.clone()
+        };
+        Contenders { world, nearer: (0..regions).map(nearer_under).collect(), floor, found: Vec::new() }
+    }
+
+    /// Whether a voter or group may move nearer to the leader and leave the requirements met.
+    fn improvable(&self, layout: &Layout) -> bool {
+        let regions = 0..layout.voters.len();
+        let elsewhere = |region: &usize| *region != layout.leader;
+        regions.clone().filter(elsewhere).any(|from| {
+            layout.voters[from] > 0
+                && regions.clone().filter(elsewhere).any(|to| self.may_move(layout, from, to))
+        })
+    }
+
+    fn may_move(&self, layout: &Layout, from: usize, to: usize) -> bool {
+        if !self.nearer[layout.leader][to][from] || self.moves_clients(layout.design) {
+            return false;
+        }
+        let by_region = layout.design.votes_by_region();
+        let moving = if by_region { layout.voters[from] } else { 1 };
+        if (by_region && layout.voters[to] > 0)
+            || layout.voters[to] + moving > self.world.space.voters_max_per_region[to]
+        {
+            return false;
+        }
+        let mut moved = layout.clone();
+        moved.voters[from] -= moving;
+        moved.voters[to] += moving;
+        self.world.allows(&moved)
+    }
+
+    /// Whether a move changes more than the commit: the clients' own regional commits.
+    fn moves_clients(&self, design: Design) -> bool {
+        design == Design::Two && self.world.model.pipeline.commits() > 0
+    }
+
+    /// No p99 is less than the client's round trip, the p99 of the way to the leader, and the least
+    /// time a commit can take.
+    fn p99_floor_ms(&self, layout: &Layout) -> f64 {
+        let model = &self.world.model;
+        let commit_ms = self.floor.commit_ms(layout);
+        model.mean_over_clients(|client| {
+            model.client_rtt_ms + model.rtt[client][layout.leader].quantile(0.99) + commit_ms
+        })
+    }
+}
+
+impl Guide for Contenders<'_> {
+    /// Cuts where a decided group or voter could move to a decided region whatever the rest is.
+    /// Of single voters only where one region must be survivable at most: otherwise a move may
+    /// cost the requirement, and complete layouts are looked at one by one.
+    fn cut(&mut self, partial: &Partial<'_>) -> bool {
+        let world = self.world;
+        let by_region = partial.design.votes_by_region();
+        if (world.survive_regions > 1 && !by_region) || self.moves_clients(partial.design) {
+            return false;
+        }
+        let spare = usize::from(partial.total - 1) / 2;
+        let most_lost = spare.saturating_sub(world.region_loss_plus_voters);
+        let takes_one_more = |to: usize| {
+            let (count, most) = (partial.voters[to], world.space.voters_max_per_region[to]);
+            let survivable = world.survive_regions == 0 && world.region_loss_plus_voters == 0
+                || usize::from(count) < most_lost;
+            count < most && survivable
+        };
+        let decided = |region: &usize| *region != partial.leader && !partial.undecided.contains(region);
+        let regions = 0..partial.voters.len();
+        regions.clone().filter(decided).filter(|from| partial.voters[*from] > 0).any(|from| {
+            regions.clone().filter(decided).any(|to| {
+                self.nearer[partial.leader][to][from]
+                    && if by_region {
+                        partial.voters[to] == 0
+                            && partial.voters[from] <= world.space.voters_max_per_region[to]
+                    } else {
+                        takes_one_more(to)
+                    }
+            })
+        })
+    }
+
+    fn visit(&mut self, layout: &Layout) {
+        if self.world.allows(layout) && !self.improvable(layout) {
+            self.found.push((self.p99_floor_ms(layout), layout.clone()));
+        }
+    }
+}
+
+/// Enough quantiles to tell whether one distribution lies below another throughout.
+fn quantiles(way: &Distribution) -> Vec<f64> {
+    let inner = (1..200).map(|i| way.quantile(f64::from(i) / 200.0));
+    [way.floor_ms(), way.quantile(1e-6)]
+        .into_iter()
+        .chain(inner)
+        .chain([way.quantile(0.9999), way.quantile(1.0 - 1e-6)])
+        .collect()
+}

@@ -1,0 +1,235 @@
+//! The plan for programs. Times are milliseconds, rounded to microseconds; shares of time are
+//! exact. Per-region figures are objects keyed by the region's name.
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use crate::diagnostic::Diagnostic;
+use crate::latency::Pipeline;
+use crate::plan::{Assessment, Homes, Infeasible, Objective, Plan};
+use crate::survival::AfterLoss;
+use crate::timing::{Assumptions, Setting, Timing};
+
+/// The plan as JSON: every layout listed, the index of the recommended one (null if none fits),
+/// its timing, and the findings.
+pub fn json(plan: &Plan) -> String {
+    let names = &plan.world.model.regions;
+    let clients: Vec<usize> = plan.world.model.client_regions().collect();
+    let view = PlanView {
+        name: &plan.name,
+        objective: plan.objective,
+        regions: names,
+        client_write_share: Named(
+            clients.iter().map(|c| (names[*c].as_str(), plan.world.model.shares[*c])).collect(),
+        ),
+        pipeline: PipelineView::from(plan.world.model.pipeline),
+        layouts_considered: plan.considered,
+        layouts: plan.layouts.iter().map(|assessment| LayoutView::new(plan, assessment, &clients)).collect(),
+        recommended: plan.recommended,
+        infeasible: plan.infeasible.as_ref(),
+        hand_off_ms: plan.best().map(|best| hand_off(plan, best, &clients)),
+        one_home_per_region: plan.homes.as_ref().map(|homes| HomesView::new(homes, names, &clients)),
+        timing: plan.timing.as_ref().map(TimingView::new),
+        diagnostics: &plan.diagnostics,
+    };
+    print(&view)
+}
+
+/// What is printed instead of a plan when the input is refused.
+pub fn refusal_json(diagnostics: &[Diagnostic]) -> String {
+    print(&Refusal { recommended: None, diagnostics })
+}
+
+fn print(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("views have string keys and no failing parts")
+}
+
+#[derive(Serialize)]
+struct Refusal<'p> {
+    recommended: Option<usize>,
+    diagnostics: &'p [Diagnostic],
+}
+
+#[derive(Serialize)]
+struct PlanView<'p> {
+    name: &'p str,
+    objective: Objective,
+    regions: &'p [String],
+    client_write_share: Named<'p, f64>,
+    pipeline: PipelineView,
+    layouts_considered: u64,
+    layouts: Vec<LayoutView<'p>>,
+    recommended: Option<usize>,
+    infeasible: Option<&'p Infeasible>,
+    hand_off_ms: Option<Named<'p, Named<'p, f64>>>,
+    one_home_per_region: Option<HomesView<'p>>,
+    timing: Option<TimingView<'p>>,
+    diagnostics: &'p [Diagnostic],
+}
+
+#[derive(Serialize)]
+struct PipelineView {
+    request_commits: u8,
+    apply_commits: u8,
+}
+
+impl From<Pipeline> for PipelineView {
+    fn from(pipeline: Pipeline) -> Self {
+        PipelineView { request_commits: pipeline.request_commits, apply_commits: pipeline.apply_commits }
+    }
+}
+
+#[derive(Serialize)]
+struct LayoutView<'p> {
+    layout: String,
+    design: &'static str,
+    leader: &'p str,
+    voters: Named<'p, u8>,
+    observers: Named<'p, u8>,
+    commit_ms: f64,
+    write_ms: Named<'p, WriteView>,
+    mean_write_ms: f64,
+    worst_write_ms: f64,
+    p99_write_ms: f64,
+    lock_ms: Named<'p, f64>,
+    sync_read_ms: Named<'p, f64>,
+    survives_regions: usize,
+    unavailability: f64,
+    unavailability_independent: f64,
+    wan_copies_per_write: usize,
+    after_loss: Named<'p, Option<AfterLossView<'p>>>,
+    on_front: bool,
+    feasible: bool,
+    violations: &'p [String],
+}
+
+#[derive(Serialize)]
+struct WriteView {
+    typical: f64,
+    p50: f64,
+    p99: f64,
+    with_local_commits: f64,
+}
+
+#[derive(Serialize)]
+struct AfterLossView<'p> {
+    leader: &'p str,
+    commit_ms: f64,
+    mean_write_ms: f64,
+    worst_write_ms: f64,
+}
+
+impl<'p> LayoutView<'p> {
+    fn new(plan: &'p Plan, assessment: &'p Assessment, clients: &[usize]) -> Self {
+        let names = &plan.world.model.regions;
+        let layout = &assessment.layout;
+        let of_clients = |figures: &[f64]| Named::of(names, clients, |client| rounded(figures[client]));
+        let all: Vec<usize> = (0..names.len()).collect();
+        LayoutView {
+            layout: layout.display(names).to_string(),
+            design: layout.design.name(),
+            leader: &names[layout.leader],
+            voters: Named::of(names, &all, |region| layout.voters[region]),
+            observers: Named::of(names, &all, |region| layout.observers[region]),
+            commit_ms: rounded(assessment.commit_ms),
+            write_ms: Named::of(names, clients, |client| {
+                let write = &assessment.write[client];
+                WriteView {
+                    typical: rounded(write.typical),
+                    p50: rounded(write.percentiles.p50),
+                    p99: rounded(write.percentiles.p99),
+                    with_local_commits: rounded(write.with_local_commits),
+                }
+            }),
+            mean_write_ms: rounded(assessment.mean_write_ms),
+            worst_write_ms: rounded(assessment.worst_write_ms),
+            p99_write_ms: rounded(assessment.p99_write_ms),
+            lock_ms: of_clients(&assessment.lock_ms),
+            sync_read_ms: of_clients(&assessment.sync_read_ms),
+            survives_regions: assessment.survives_regions,
+            unavailability: assessment.unavailability,
+            unavailability_independent: assessment.independent_unavailability,
+            wan_copies_per_write: assessment.wan_copies_per_write,
+            after_loss: Named::of(names, &all, |lost| {
+                assessment.after_loss[lost].map(|after| AfterLossView::new(names, &after))
+            }),
+            on_front: assessment.on_front,
+            feasible: assessment.violations.is_empty(),
+            violations: &assessment.violations,
+        }
+    }
+}
+
+impl<'p> AfterLossView<'p> {
+    fn new(names: &'p [String], after: &AfterLoss) -> Self {
+        AfterLossView {
+            leader: &names[after.leader],
+            commit_ms: rounded(after.commit_ms),
+            mean_write_ms: rounded(after.mean_write_ms),
+            worst_write_ms: rounded(after.worst_write_ms),
+        }
+    }
+}
+
+fn hand_off<'p>(plan: &'p Plan, best: &Assessment, clients: &[usize]) -> Named<'p, Named<'p, f64>> {
+    let model = &plan.world.model;
+    Named::of(&model.regions, clients, |from| {
+        Named::of(&model.regions, clients, |to| rounded(model.hand_off_ms(&best.layout, from, to)))
+    })
+}
+
+#[derive(Serialize)]
+struct HomesView<'p> {
+    write_ms: Named<'p, f64>,
+    mean_write_ms: f64,
+}
+
+impl<'p> HomesView<'p> {
+    fn new(homes: &Homes, names: &'p [String], clients: &[usize]) -> Self {
+        HomesView {
+            write_ms: Named::of(names, clients, |client| rounded(homes.write_ms[client])),
+            mean_write_ms: rounded(homes.mean_write_ms),
+        }
+    }
+}
+
+/// The timeouts keyed by name, beside what was assumed.
+#[derive(Serialize)]
+struct TimingView<'p> {
+    #[serde(flatten)]
+    settings: Named<'p, &'p Setting>,
+    assumptions: &'p Assumptions,
+}
+
+impl<'p> TimingView<'p> {
+    fn new(timing: &'p Timing) -> Self {
+        TimingView {
+            settings: Named(timing.settings.iter().map(|setting| (setting.name, setting)).collect()),
+            assumptions: &timing.assumptions,
+        }
+    }
+}
+
+/// An object with its keys in the given order.
+struct Named<'p, T>(Vec<(&'p str, T)>);
+
+impl<'p, T> Named<'p, T> {
+    fn of(names: &'p [String], regions: &[usize], value: impl Fn(usize) -> T) -> Self {
+        Named(regions.iter().map(|region| (names[*region].as_str(), value(*region))).collect())
+    }
+}
+
+impl<T: Serialize> Serialize for Named<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// To microseconds.
+fn rounded(ms: f64) -> f64 {
+    (ms * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,114 @@
+//! The `plan` command from arguments to output.
+
+use clap::Parser;
+use expect_test::expect_file;
+use meridian_topology::command::{Answer, Inputs, PlanArgs};
+use serde_json::Value;
+
+const EXAMPLE: &str = include_str!("../data/three-regions.json");
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    plan: PlanArgs,
+}
+
+fn run(arguments: &str, inputs: Inputs) -> Answer {
+    let words = std::iter::once("plan").chain(arguments.split_whitespace());
+    Cli::try_parse_from(words).expect("arguments that parse").plan.run(&inputs)
+}
+
+fn example() -> Inputs {
+    Inputs { scenario: Some(EXAMPLE.to_owned()), ..Inputs::default() }
+}
+
+fn json(arguments: &str, inputs: Inputs) -> Value {
+    serde_json::from_str(&run(&format!("{arguments} --json"), inputs).output).expect("output that is JSON")
+}
+
+fn check(arguments: &str, inputs: Inputs, status: u8, expected: expect_test::ExpectFile) {
+    let answer = run(arguments, inputs);
+    assert_eq!((answer.status, answer.complaint.as_str()), (status, ""));
+    expected.assert_eq(&answer.output);
+}
+
+#[test]
+fn the_example_reads_well() {
+    check("s.json", example(), 0, expect_file!["expected/three-regions.txt"]);
+    check("s.json --json", example(), 0, expect_file!["expected/three-regions.json"]);
+}
+
+#[test]
+fn without_arguments_the_default_regions_are_planned() {
+    check("", Inputs::default(), 0, expect_file!["expected/default-regions.txt"]);
+}
+
+#[test]
+fn two_layouts_are_compared() {
+    let arguments = "s.json --compare two:us-east=3,us-west=3,eu=1 flat:us-east=3,us-west=1,eu=1";
+    check(arguments, example(), 0, expect_file!["expected/comparison.txt"]);
+    let refused = run("s.json --compare two:us-eats=3 flat:us-east=1", example());
+    assert_eq!(refused.status, 1);
+    assert!(refused.complaint.contains("did you mean us-east?"), "{}", refused.complaint);
+}
+
+#[test]
+fn an_infeasible_scenario_exits_with_two() {
+    let text = EXAMPLE.replace("\"survive_regions\": 1", "\"survive_regions\": 2");
+    let inputs = || Inputs { scenario: Some(text.clone()), ..Inputs::default() };
+    check("s.json", inputs(), 2, expect_file!["expected/infeasible.txt"]);
+    let plan = json("s.json", inputs());
+    assert_eq!(plan["recommended"], Value::Null);
+    assert_eq!(plan["diagnostics"].as_array().unwrap().last().unwrap()["code"], "infeasible");
+}
+
+#[test]
+fn regions_of_a_builtin_matrix_may_be_renamed() {
+    let plan = json("--matrix aws --regions us=us-east-1,eu=eu-west-1,asia=ap-south-1", Inputs::default());
+    assert_eq!(plan["regions"], serde_json::json!(["us", "eu", "asia"]));
+    assert_eq!(plan["layouts"][0]["leader"], "eu");
+}
+
+#[test]
+fn unknown_names_are_refused_with_a_proposal() {
+    let refused = run("--matrix aws --regions us-east-1,eu-wset-1", Inputs::default());
+    assert_eq!((refused.status, refused.output.as_str()), (1, ""));
+    assert!(refused.complaint.contains("did you mean eu-west-1?"), "{}", refused.complaint);
+    let refused = run("--matrix asw", Inputs::default());
+    assert!(refused.complaint.contains("built in: aws"), "{}", refused.complaint);
+    let refused = json("--matrix asw", Inputs::default());
+    assert_eq!(refused["diagnostics"][0]["level"], "error");
+}
+
+#[test]
+fn measured_round_trips_win_over_the_scenario() {
+    let rtt = Some("from,to,rtt_ms,p99\nus-east,us-west,80,81\n".to_owned());
+    let plan = json("s.json --rtt m.csv", Inputs { rtt, ..example() });
+    assert_eq!(plan["layouts"][0]["commit_ms"], 76.0);
+    let live = Some(
+        r#"{"rtt":[{"from":"us-east","to":"us-west","count":9999,"p50_ms":40,"p99_ms":41}]}"#.to_owned(),
+    );
+    let plan = json("s.json --live a:1", Inputs { live, ..example() });
+    assert_eq!(plan["layouts"][0]["commit_ms"], 41.0);
+}
+
+#[test]
+fn local_commits_are_added_on_request() {
+    let two = |arguments: &str| {
+        let plan = json(arguments, example());
+        let layouts = plan["layouts"].as_array().unwrap();
+        let two = layouts.iter().find(|l| l["layout"] == "two:us-east=3,us-west=3,eu=1").unwrap();
+        let write = &two["write_ms"]["us-west"];
+        (write["typical"].as_f64().unwrap(), write["with_local_commits"].as_f64().unwrap())
+    };
+    assert_eq!(two("s.json"), (126.5, 130.5));
+    assert_eq!(two("s.json --local-commits"), (130.5, 130.5));
+}
+
+#[test]
+fn help_shows_examples_and_a_scenario() {
+    let help = Cli::try_parse_from(["plan", "--help"]).err().unwrap().to_string();
+    for text in ["Examples:", "--matrix aws --regions", "client_write_share", "--objective"] {
+        assert!(help.contains(text), "{text}");
+    }
+}
