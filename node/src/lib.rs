@@ -3,6 +3,7 @@
 pub mod config;
 pub mod federation;
 pub mod log;
+pub mod peer_tls;
 pub mod region;
 pub mod snapshot;
 pub mod tree;

@@ -1,1 +1,2 @@
+//! The meridian command.
 fn main() {}

@@ -326,7 +326,10 @@ impl ServerConfig {
     /// See [`ConfigError`].
     pub fn load(file: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         if !file.is_file() {
-            return invalid("--config", format!("there is no file {}; see deploy/region.toml for an example", file.display()));
+            return invalid(
+                "--config",
+                format!("there is no file {}; see deploy/region.toml for an example", file.display()),
+            );
         }
         let figment = Figment::new()
             .merge(Toml::file_exact(file))
@@ -347,12 +350,18 @@ impl ServerConfig {
             }
         }
         if !matches!(self.voters().len(), 1 | 3 | 5 | 7) {
-            let reason = format!("{} voters: use 1, 3, 5 or 7; an even number adds cost and no safety", self.voters().len());
+            let reason = format!(
+                "{} voters: use 1, 3, 5 or 7; an even number adds cost and no safety",
+                self.voters().len()
+            );
             return invalid("servers", reason);
         }
         let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
         if heartbeat_ms == 0 || min < 3 * heartbeat_ms || max <= min {
-            return invalid("timing", "the election timeout must be a range that starts at three heartbeats or more");
+            return invalid(
+                "timing",
+                "the election timeout must be a range that starts at three heartbeats or more",
+            );
         }
         if self.tick_ms == 0 {
             return invalid("tick_ms", "must be positive");
@@ -422,15 +431,22 @@ impl ServerConfig {
             let mode = match (subtree.mode, &subtree.home) {
                 (SubtreeMode::Global, None) => Mode::Global,
                 (SubtreeMode::Global, Some(_)) => {
-                    return invalid("mesh.subtrees", format!("{}: a global subtree has no home", subtree.path));
+                    return invalid(
+                        "mesh.subtrees",
+                        format!("{}: a global subtree has no home", subtree.path),
+                    );
                 }
                 (SubtreeMode::Homed, None) => {
-                    return invalid("mesh.subtrees", format!("{}: a homed subtree needs `home`", subtree.path));
+                    return invalid(
+                        "mesh.subtrees",
+                        format!("{}: a homed subtree needs `home`", subtree.path),
+                    );
                 }
                 (SubtreeMode::Homed, Some(home)) => match mesh.region_id(home) {
                     Some(home) => Mode::Homed { home },
                     None => {
-                        let reason = format!("{}: '{home}' is not among {}", subtree.path, mesh.regions.join(", "));
+                        let reason =
+                            format!("{}: '{home}' is not among {}", subtree.path, mesh.regions.join(", "));
                         return invalid("mesh.subtrees", reason);
                     }
                 },
@@ -455,11 +471,17 @@ impl ServerConfig {
         let mut peers = Vec::new();
         for region in config.regions.iter().filter(|r| r.name != self.region) {
             if region.bridges.is_empty() {
-                return invalid("mesh.regions", format!("region '{}' has no bridges to reach it", region.name));
+                return invalid(
+                    "mesh.regions",
+                    format!("region '{}' has no bridges to reach it", region.name),
+                );
             }
             for (number, address) in &region.bridges {
                 let Ok(number) = number.parse() else {
-                    return invalid("mesh.regions", format!("'{number}' is no server number of region '{}'", region.name));
+                    return invalid(
+                        "mesh.regions",
+                        format!("'{number}' is no server number of region '{}'", region.name),
+                    );
                 };
                 let server = server_name(&region.name, number);
                 peers.push(PeerAddress { region: region.name.clone(), server, address: address.clone() });
@@ -522,7 +544,8 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let unknown = load(&format!("{SMALL}\nclient.listenn = \"x\"")).unwrap_err().to_string();
         assert!(unknown.contains("listenn"), "{unknown}");
-        let even = load(&SMALL.replace("}]", "}, { number = 2, address = \"h:1\" }]")).unwrap_err().to_string();
+        let even =
+            load(&SMALL.replace("}]", "}, { number = 2, address = \"h:1\" }]")).unwrap_err().to_string();
         assert!(even.contains("2 voters"), "{even}");
         let mesh = format!("{SMALL}\n[mesh]\nregions = [{{ name = \"us\" }}]");
         assert!(load(&mesh).unwrap_err().to_string().contains("certs"));

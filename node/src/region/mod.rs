@@ -227,7 +227,20 @@ impl Region {
         tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), sink));
         tasks.spawn(maintain(raft.clone(), config.clone(), store.clone(), leadership.clone()));
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
-        Ok(Self { raft, config, me, view, leadership, failure, applied, proposer, uplink, peers, store, tasks })
+        Ok(Self {
+            raft,
+            config,
+            me,
+            view,
+            leadership,
+            failure,
+            applied,
+            proposer,
+            uplink,
+            peers,
+            store,
+            tasks,
+        })
     }
 
     /// This server and its start.

@@ -1,0 +1,84 @@
+//! The `meridian` command: one server, a whole mesh to try, plans, certificates.
+
+mod certs;
+mod demo;
+mod plan;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{LogConfig, LogFormat};
+
+const EXAMPLES: &str = "\
+Examples:
+  meridian demo
+      Three regions on this machine, with the delays of a wide-area network, ready for any ZooKeeper client.
+  meridian demo cut us-east eu
+      In another terminal: cuts a link of the running demo; `meridian demo heal` mends all.
+  meridian server --config /etc/meridian/region.toml
+      One server of a region, in the foreground until SIGTERM.
+  meridian plan --matrix aws --regions us-east-1,us-west-2,eu-west-1
+      Where voters and leaders should stand, and which timeouts follow.
+  meridian certs authority --directory certs && meridian certs issue us-east 1 --directory certs
+      The certificates of a mesh.";
+
+/// Meridian: a coordination mesh over regions that ZooKeeper clients talk to.
+#[derive(Debug, Parser)]
+#[command(name = "meridian", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one server of a region
+    Server(server::ServerArgs),
+    /// Run a mesh of several regions on this machine, or cut and heal its links
+    Demo(demo::DemoArgs),
+    /// Plan a topology from round-trip times
+    Plan(Box<meridian_topology::command::PlanArgs>),
+    /// Make the certificates of a mesh
+    Certs(certs::CertsArgs),
+}
+
+/// Runs the command that the command line names.
+pub fn run() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Server(args) => server::run(&args),
+        Command::Demo(args) => demo::run(args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Certs(args) => certs::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("meridian: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Starts the log for people, on standard error.
+fn start_log(config: &LogConfig) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.filter)
+        .map_err(|e| anyhow::anyhow!("log.filter '{}': {e}", config.filter))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// The answer of a server's HTTP endpoint.
+fn ask_admin(address: &str, path: &str) -> anyhow::Result<String> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(std::time::Duration::from_secs(3)))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let mut response = agent.get(format!("http://{address}{path}")).call()?;
+    let body = response.body_mut().read_to_string()?;
+    anyhow::ensure!(response.status().is_success(), "{address}{path} answered {}: {}", response.status(), body.trim());
+    Ok(body)
+}

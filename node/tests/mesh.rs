@@ -1,0 +1,303 @@
+//! Three regions over real sockets, disks and QUIC: a global subtree, a homed one, and the loss of a leader.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use meridian_bridge::bridge::{Bridge, BridgeConfig};
+use meridian_bridge::certificates::{Authority, Identity, IdentityPaths, PeerName};
+use meridian_bridge::mesh::{Mesh, Mode, Subtree};
+use meridian_bridge::transport::PeerAddress;
+use meridian_node::federation::{FederatedRegion, speak_while_leading};
+use meridian_node::peer_tls::PeerIdentity;
+use meridian_node::region::{Region, RegionConfig, Sink, Timing, View};
+use meridian_node::txn::{Answer, Caller, ClientRequest, Command, Effects, Position, State};
+use meridian_seam::{Environment, codec};
+use meridian_wire::{Acl, Create, ErrorCode, OpCode, Request};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const REGIONS: [&str; 3] = ["a", "b", "c"];
+
+struct TestSink {
+    view: Arc<ArcSwap<View>>,
+    answers: mpsc::UnboundedSender<Answer>,
+}
+
+impl Sink for TestSink {
+    fn applied(&self, view: Arc<View>, effects: Effects) {
+        self.view.store(view);
+        for answer in effects.answers {
+            // The test may have stopped listening.
+            let _ = self.answers.send(answer);
+        }
+    }
+
+    fn reset(&self, view: Arc<View>) {
+        self.view.store(view);
+    }
+
+    fn report(&self, _from: u64, report: Bytes) -> Result<Bytes, String> {
+        Ok(report)
+    }
+}
+
+/// One server with its bridge.
+struct Server {
+    region: Region,
+    bridge: Arc<Bridge>,
+    view: Arc<ArcSwap<View>>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    speaking: JoinHandle<()>,
+    session: i64,
+}
+
+struct Addresses {
+    peers: Vec<Vec<String>>,
+    bridges: Vec<Vec<SocketAddr>>,
+}
+
+fn addresses(servers: usize) -> Addresses {
+    let tcp: Vec<_> = (0..3 * servers).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let udp: Vec<_> = (0..3 * servers).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let tcp: Vec<String> = tcp.iter().map(|s| s.local_addr().unwrap().to_string()).collect();
+    let udp: Vec<SocketAddr> = udp.iter().map(|s| s.local_addr().unwrap()).collect();
+    Addresses {
+        peers: tcp.chunks(servers).map(<[_]>::to_vec).collect(),
+        bridges: udp.chunks(servers).map(<[_]>::to_vec).collect(),
+    }
+}
+
+fn mesh() -> Mesh {
+    Mesh {
+        regions: REGIONS.map(String::from).to_vec(),
+        subtrees: vec![
+            Subtree { path: "/global".into(), mode: Mode::Global },
+            Subtree { path: "/shared".into(), mode: Mode::Homed { home: 1 } },
+        ],
+    }
+}
+
+fn name(region: usize, server: usize) -> String {
+    format!("{}-{}", REGIONS[region], server + 1)
+}
+
+impl Server {
+    async fn start(
+        region: usize,
+        server: usize,
+        addresses: &Addresses,
+        authority: &Authority,
+        dir: &Path,
+    ) -> Self {
+        let environment = Environment::production();
+        let own_name = name(region, server);
+        let paths = IdentityPaths::in_directory(dir, &own_name);
+        if !paths.certificate.exists() {
+            let peer = PeerName::new(REGIONS[region], own_name.clone());
+            authority.issue(&peer, &*environment.clock, 2).unwrap().save(dir).unwrap();
+        }
+        let identity = Arc::new(Identity::load(paths, environment.clock.clone()).unwrap());
+        let number = region as u8 + 1;
+        let voters: BTreeMap<u64, String> = (1..).zip(addresses.peers[region].iter().cloned()).collect();
+        let config = RegionConfig {
+            region: number,
+            region_name: REGIONS[region].into(),
+            server: server as u64 + 1,
+            voters,
+            observers: BTreeMap::new(),
+            listen: addresses.peers[region][server].clone(),
+            data_dir: dir.join(&own_name),
+            timing: Timing {
+                heartbeat: Duration::from_millis(100),
+                election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
+            },
+            tls: Some(PeerIdentity::new(identity.clone())),
+        };
+        let blank = View { state: State::new(number), position: Position::default() };
+        let view = Arc::new(ArcSwap::from_pointee(blank));
+        let (sender, answers) = mpsc::unbounded_channel();
+        let sink = Arc::new(TestSink { view: view.clone(), answers: sender });
+        let node = Region::start(environment.clone(), config, view.clone(), sink).await.unwrap();
+        let others = (0..3).filter(|other| *other != region);
+        let peers = others.flat_map(|other| {
+            addresses.bridges[other].iter().enumerate().map(move |(i, address)| PeerAddress {
+                region: REGIONS[other].into(),
+                server: name(other, i),
+                address: address.to_string(),
+            })
+        });
+        let bridge_config = BridgeConfig {
+            mesh: mesh(),
+            region: number,
+            server: own_name,
+            listen: addresses.bridges[region][server],
+            peers: peers.collect(),
+            timing: Default::default(),
+            lease: Default::default(),
+            transport: Default::default(),
+        };
+        let federated = FederatedRegion::new(node.clone(), Box::new(|_| {}));
+        let bridge = Bridge::start(environment, bridge_config, identity, federated).unwrap();
+        let speaking = tokio::spawn(speak_while_leading(node.clone(), bridge.clone(), mesh()));
+        let session = i64::from(number) << 56 | (server as i64 + 1) << 48 | 1;
+        Self { region: node, bridge, view, answers, speaking, session }
+    }
+
+    async fn stop(self) {
+        self.speaking.abort();
+        self.bridge.shutdown().await;
+        self.region.shutdown().await;
+    }
+
+    async fn open_session(&mut self) {
+        let session = self.session;
+        let open = |caller| {
+            let timeout_ms = 30_000;
+            codec::encode(&Command::OpenSession {
+                caller,
+                session,
+                connection: 1,
+                timeout_ms,
+                password: [7; 16],
+            })
+        };
+        assert_eq!(self.finish(open).await, ErrorCode::Ok);
+    }
+
+    async fn create(&mut self, path: &str, flags: i32) -> ErrorCode {
+        self.request(&Request::Create(Create { path, data: Some(b"x"), acl: vec![Acl::OPEN], flags })).await
+    }
+
+    async fn request(&mut self, request: &Request<'_>) -> ErrorCode {
+        let mut body = BytesMut::new();
+        request.encode(&mut body);
+        let session = self.session;
+        let build = |caller| {
+            codec::encode(&Command::Client(ClientRequest {
+                caller,
+                session,
+                connection: 1,
+                identities: &[],
+                op: OpCode::from(request.op()) as i32,
+                body: &body,
+            }))
+        };
+        self.finish(build).await
+    }
+
+    async fn finish(
+        &mut self,
+        build: impl FnOnce(Caller) -> Result<Vec<u8>, codec::CodecError>,
+    ) -> ErrorCode {
+        let sequence = self.region.submit(|caller| build(caller).map(Bytes::from)).await.unwrap();
+        let answer =
+            tokio::time::timeout(Duration::from_secs(30), self.answers.recv()).await.unwrap().unwrap();
+        assert_eq!(answer.sequence, sequence);
+        answer.outcome.error
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&State) -> bool) {
+        let waiting = async {
+            while !reached(&self.view.load().state) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("never: {what}"));
+    }
+}
+
+fn has(state: &State, path: &str) -> bool {
+    state.tree.get(path).is_some()
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn regions_share_subtrees_and_survive_the_loss_of_leaders() {
+    start_log();
+    let dir = tempfile::tempdir().unwrap();
+    let environment = Environment::production();
+    let authority = Authority::create(&*environment.clock, 2).unwrap();
+    let all = addresses(3);
+    let mut regions: Vec<Vec<Server>> = Vec::new();
+    for region in 0..3 {
+        let mut servers = Vec::new();
+        for server in 0..3 {
+            servers.push(Server::start(region, server, &all, &authority, dir.path()).await);
+        }
+        regions.push(servers);
+    }
+    for servers in &regions {
+        for server in servers {
+            server.until("the table is formed", |s| has(s, "/global") && has(s, "/shared")).await;
+        }
+    }
+    for servers in &mut regions {
+        servers[0].open_session().await;
+    }
+
+    // A global write is seen everywhere, whoever sends it, and the stat is the same.
+    for (region, servers) in regions.iter_mut().enumerate() {
+        assert_eq!(servers[0].create(&format!("/global/from-{region}"), 0).await, ErrorCode::Ok);
+    }
+    assert_eq!(regions[1][0].create("/global/from-2", 0).await, ErrorCode::NodeExists);
+    // A homed write from its home and from elsewhere.
+    assert_eq!(regions[0][0].create("/shared/home", 0).await, ErrorCode::Ok);
+    assert_eq!(regions[2][0].create("/shared/away", 0).await, ErrorCode::Ok);
+    // Local writes stay local.
+    assert_eq!(regions[1][0].create("/local", 0).await, ErrorCode::Ok);
+    for servers in &regions {
+        for server in servers {
+            server
+                .until("global and homed writes arrive", |s| {
+                    has(s, "/global/from-2") && has(s, "/shared/home") && has(s, "/shared/away")
+                })
+                .await;
+        }
+    }
+    assert!(!has(&regions[0][0].view.load().state, "/local"));
+    for subtree in [1, 2] {
+        let digest = regions[0][0].view.load().state.tree.digest(subtree);
+        for server in regions.iter().flatten() {
+            assert_eq!(server.view.load().state.tree.digest(subtree), digest, "subtree {subtree}");
+        }
+    }
+
+    // An ephemeral of a session that closes in one region disappears in all.
+    assert_eq!(regions[2][0].create("/global/holder", 1).await, ErrorCode::Ok);
+    regions[0][1].until("the ephemeral arrives", |s| has(s, "/global/holder")).await;
+    assert_eq!(regions[2][0].request(&Request::CloseSession).await, ErrorCode::Ok);
+    for server in regions.iter().flatten() {
+        server.until("the ephemeral goes", |s| !has(s, "/global/holder")).await;
+    }
+
+    // The leader of the region that leads the global group is lost: writes go on from everywhere else.
+    let leading = regions.iter().flatten().find_map(|s| s.bridge.status().global_leader).unwrap();
+    let leading = REGIONS.iter().position(|r| *r == leading).unwrap();
+    let leader = regions[leading][0].region.leadership().borrow().leader.unwrap() as usize - 1;
+    let stopped = regions[leading].remove(leader);
+    stopped.stop().await;
+    let writer = (leading + 1) % 3;
+    let other_session = &mut regions[writer][1];
+    other_session.open_session().await;
+    for i in 0..10 {
+        assert_eq!(other_session.create(&format!("/global/after-{i}"), 0).await, ErrorCode::Ok);
+    }
+    for server in regions.iter().flatten() {
+        server.until("writes after the loss arrive", |s| has(s, "/global/after-9")).await;
+    }
+    let digest = regions[writer][0].view.load().state.tree.digest(1);
+    for server in regions.iter().flatten() {
+        assert_eq!(server.view.load().state.tree.digest(1), digest);
+    }
+}
