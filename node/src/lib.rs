@@ -2,6 +2,8 @@
 
 pub mod log;
 pub mod region;
+pub mod server;
+pub mod session;
 pub mod snapshot;
 pub mod tree;
 pub mod txn;
