@@ -5,6 +5,8 @@ pub mod federation;
 pub mod log;
 pub mod peer_tls;
 pub mod region;
+pub mod server;
+pub mod session;
 pub mod snapshot;
 pub mod tree;
 pub mod txn;

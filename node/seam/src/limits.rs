@@ -12,6 +12,35 @@ pub const CONNECTION_REQUESTS_MAX: usize = 1_024;
 /// Bytes of answers and events waiting for one slow client before it is disconnected.
 pub const CONNECTION_OUTPUT_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes of replies after which a connection writes before it executes more requests: a client that asks
+/// for much gets it in pieces, and no piece holds the server's memory for long.
+pub const CONNECTION_FLUSH_BYTES: usize = 256 << 10;
+
+/// Bytes read from a client beyond the request that is next, while that one waits for earlier ones.
+pub const CONNECTION_READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// Paths watched by one connection. Beyond it the connection is closed: no client that can set its
+/// watches again after a reconnect has so many.
+pub const CONNECTION_WATCHED_PATHS_MAX: usize = 1_000_000;
+
+/// Identities that a client may prove on one connection: every access check reads them all.
+pub const CONNECTION_IDENTITIES_MAX: usize = 64;
+
+/// Client connections from one address (`maxClientCnxns`, ZooKeeper's default). Beyond it new ones are
+/// closed at once.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 60;
+
+/// The largest `jute.maxbuffer` that may be configured: a request must fit into a batch and a batch into
+/// a message between servers, twice over.
+pub const CLIENT_FRAME_BYTES_CEILING: usize = 8 << 20;
+
+/// Changes of shared znodes that a server remembers for clients that set their watches again. About
+/// older ones it assumes that they concern the client, which costs a read each.
+pub const RECENT_CHANGES_MAX: usize = 100_000;
+
+/// Sessions expired by one command.
+pub const EXPIRED_SESSIONS_PER_COMMAND: usize = 1_000;
+
 /// Client connections per server, all addresses together. Beyond it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 65_536;
 

@@ -27,6 +27,7 @@ use meridian_bridge::state::{self as federation, Outcome};
 use meridian_seam::disk::Disk;
 use meridian_seam::net::BoxStream;
 use meridian_seam::{Environment, codec, limits};
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
@@ -261,6 +262,20 @@ impl Region {
     /// Who leads, and changes of it.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    /// If this server leads: how long ago a majority of the voters was last known to follow it. `None`
+    /// if it does not lead or has not heard of a majority yet.
+    pub fn quorum_age(&self) -> Option<Duration> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return None;
+        }
+        if self.config.voters.len() == 1 {
+            return Some(Duration::ZERO);
+        }
+        metrics.last_quorum_acked.map(|acked| acked.into_inner().elapsed())
     }
 
     /// Why this server can take no further part (its disk failed, for instance); it must stop then.

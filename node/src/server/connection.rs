@@ -1,0 +1,677 @@
+//! A client's connection: one task that reads frames, executes reads on the published view, submits
+//! writes, and answers everything in the order asked.
+//!
+//! What goes out is merged by the region's zxids. A reply decided at a zxid comes after all events up to
+//! it and before all later ones, so that a client that has seen a zxid has seen everything up to it: that
+//! is what it relies on when it sets its watches again elsewhere.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use meridian_bridge::mesh::Orderer;
+use meridian_seam::entropy::Entropy;
+use meridian_seam::net::BoxStream;
+use meridian_seam::{codec, limits};
+use meridian_wire::{
+    AddWatchMode, AuthPacket, ConnectRequest, ConnectResponse, ErrorCode, OpCode, PASSWORD_LENGTH,
+    ReplyHeader, Request, RequestHeader, Response, WatcherType, WireError, begin_frame, cut_frame,
+    finish_frame,
+};
+use sha1::{Digest, Sha1};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
+
+use super::client::Client;
+use super::hub::{Hub, Waiting, event_frame, session_id};
+use super::read::{Reader, is_read, reply_error};
+use super::{ServerOptions, words};
+use crate::region::{Region, View};
+use crate::session::Watch;
+use crate::txn::acl::Identities;
+use crate::txn::{Answer, ClientRequest, Command, MultiResult, Outcome, Reply, route};
+
+/// What the connections of a server share.
+pub(super) struct Service {
+    pub(super) hub: Arc<Hub>,
+    pub(super) region: Region,
+    pub(super) options: ServerOptions,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) listening: SocketAddr,
+    pub(super) sessions_opened: AtomicU64,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(service: Arc<Service>, client: Arc<Client>, stream: BoxStream) {
+    let identities = Identities(vec![("ip".into(), client.peer.ip().to_string())]);
+    let mut connection = Connection {
+        service,
+        stage: Stage::Hello,
+        input: BytesMut::new(),
+        output: BytesMut::new(),
+        held: None,
+        outstanding: VecDeque::new(),
+        orderer: None,
+        encoded_identities: identities.encode().into(),
+        identities,
+        client,
+        now: Duration::ZERO,
+    };
+    let end = connection.run(stream).await;
+    tracing::debug!(peer = %connection.client.peer, reason = %end, "connection closed");
+    let outstanding = connection.outstanding.len() as u64;
+    connection.service.hub.metrics.outstanding.fetch_sub(outstanding, Ordering::Relaxed);
+}
+
+/// The part of a connection that its task owns.
+struct Connection {
+    service: Arc<Service>,
+    client: Arc<Client>,
+    stage: Stage,
+    input: BytesMut,
+    output: BytesMut,
+    /// The next request, which must wait for outstanding writes.
+    held: Option<Bytes>,
+    /// Writes submitted and not yet answered, in order.
+    outstanding: VecDeque<Outstanding>,
+    /// Who orders the outstanding writes.
+    orderer: Option<Orderer>,
+    identities: Identities,
+    encoded_identities: Bytes,
+    /// The time of this wake-up.
+    now: Duration,
+}
+
+enum Stage {
+    /// Nothing has come yet.
+    Hello,
+    /// The session is being opened or taken up.
+    Opening { session: i64, password: [u8; PASSWORD_LENGTH], read_only: Option<bool> },
+    /// Requests are served.
+    Open,
+    /// What is in the output is the last.
+    Last,
+}
+
+struct Outstanding {
+    xid: i32,
+    sequence: u64,
+    since: Duration,
+    answer: Option<Answer>,
+}
+
+/// What became of a request.
+#[derive(PartialEq, Eq)]
+enum Step {
+    Done,
+    /// It must wait for outstanding writes.
+    Held,
+}
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("by the client")]
+    Client,
+    #[error("by the server")]
+    Server,
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("malformed request: {0}")]
+    Malformed(#[from] WireError),
+    #[error("request can't be logged: {0}")]
+    Codec(#[from] codec::CodecError),
+    #[error("{0}")]
+    Refused(&'static str),
+}
+
+impl Connection {
+    async fn run(&mut self, stream: BoxStream) -> End {
+        let client = self.client.clone();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        loop {
+            let more = match self.process().await {
+                Ok(more) => more,
+                Err(end) => return end,
+            };
+            if let Err(end) = self.flush(&mut writer).await {
+                return end;
+            }
+            if matches!(self.stage, Stage::Last) {
+                // The client may close first; nothing is lost if it does.
+                let _ = writer.shutdown().await;
+                return End::Server;
+            }
+            if more {
+                continue;
+            }
+            let wants_input = self.prepare_input();
+            tokio::select! {
+                () = client.closing() => return End::Server,
+                () = client.woken() => self.now = self.service.hub.now(),
+                read = reader.read_buf(&mut self.input), if wants_input => match read {
+                    Ok(0) => return End::Client,
+                    Ok(_) => {
+                        self.now = self.service.hub.now();
+                        client.hear(self.now);
+                    }
+                    Err(error) => return error.into(),
+                },
+            }
+        }
+    }
+
+    /// Answers what can be answered. Returns whether there is more to do after the output is written.
+    async fn process(&mut self) -> Result<bool, End> {
+        loop {
+            self.take_answers()?;
+            if self.output.len() >= limits::CONNECTION_FLUSH_BYTES {
+                return Ok(true);
+            }
+            match self.stage {
+                Stage::Hello => {
+                    if !self.greet().await? {
+                        return Ok(false);
+                    }
+                }
+                Stage::Opening { .. } | Stage::Last => return Ok(false),
+                Stage::Open => {
+                    let frame = match self.held.take() {
+                        Some(frame) => frame,
+                        None => match cut_frame(&mut self.input, self.service.options.frame_bytes_max)? {
+                            Some(frame) => frame,
+                            None => return Ok(false),
+                        },
+                    };
+                    if self.request(&frame).await? == Step::Held {
+                        self.held = Some(frame);
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self, writer: &mut WriteHalf<BoxStream>) -> Result<(), End> {
+        let hub = &self.service.hub;
+        let settled = hub.settled();
+        self.client.take_events(settled, |frame| self.output.extend_from_slice(&frame));
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        if hub.lease().is_past(|| hub.now())
+            && hub.view().state.owns_ephemerals_elsewhere(self.client.session())
+        {
+            return Err(End::Refused("the region's lease is over"));
+        }
+        tokio::select! {
+            () = self.client.closing() => Err(End::Server),
+            written = writer.write_all_buf(&mut self.output) => {
+                written?;
+                writer.flush().await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes room for what is to be read; false if enough is there while the next request waits.
+    fn prepare_input(&mut self) -> bool {
+        const READ_BYTES: usize = 16 << 10;
+        if self.held.is_some() || matches!(self.stage, Stage::Opening { .. }) {
+            self.input.reserve(READ_BYTES);
+            return self.input.len() < limits::CONNECTION_READ_AHEAD_BYTES;
+        }
+        // The length has been checked when a frame was looked for.
+        let announced =
+            self.input.first_chunk::<4>().map_or(0, |prefix| u32::from_be_bytes(*prefix) as usize);
+        let missing =
+            (announced.min(self.service.options.frame_bytes_max) + 4).saturating_sub(self.input.len());
+        self.input.reserve(missing.max(READ_BYTES));
+        true
+    }
+
+    /// The first bytes: a four-letter word, or the frame that opens a session. False if more are needed.
+    async fn greet(&mut self) -> Result<bool, End> {
+        if let Some(word) = self.input.first_chunk::<4>()
+            && words::is_word(word)
+        {
+            let word = *word;
+            let text = words::answer(&self.service, word);
+            self.output.extend_from_slice(text.as_bytes());
+            self.stage = Stage::Last;
+            return Ok(true);
+        }
+        let Some(frame) = cut_frame(&mut self.input, self.service.options.frame_bytes_max)? else {
+            return Ok(false);
+        };
+        let hello = ConnectRequest::decode(&frame)?;
+        if hello.last_zxid_seen > self.service.hub.view().state.zxid {
+            return Err(End::Refused("the client has seen a newer state than this server's"));
+        }
+        if !self.service.region.has_room() {
+            return Err(End::Refused("the disk is full"));
+        }
+        self.open(&hello).await?;
+        Ok(true)
+    }
+
+    /// Asks for the session to be opened or taken up.
+    async fn open(&mut self, hello: &ConnectRequest<'_>) -> Result<(), End> {
+        let service = self.service.clone();
+        let (min, max) = service.options.session_timeout_bounds_ms();
+        let timeout_ms = u32::try_from(hello.timeout_ms).unwrap_or(0).clamp(min, max);
+        let connection = self.client.number;
+        if hello.session_id == 0 {
+            let mut password = [0; PASSWORD_LENGTH];
+            service.entropy.fill(&mut password);
+            let counter = service.sessions_opened.fetch_add(1, Ordering::Relaxed);
+            let session = session_id(service.options.region.region, service.region.me(), counter)
+                .ok_or(End::Refused("this server must be restarted: it has opened all sessions it can"))?;
+            self.stage = Stage::Opening { session, password, read_only: hello.read_only };
+            return self
+                .submit(0, Some(session), |caller| {
+                    codec::encode(&Command::OpenSession { caller, session, connection, timeout_ms, password })
+                })
+                .await;
+        }
+        let session = hello.session_id;
+        let Ok(password) = <[u8; PASSWORD_LENGTH]>::try_from(hello.password) else {
+            self.refuse_session(hello.read_only)?;
+            return Ok(());
+        };
+        self.stage = Stage::Opening { session, password, read_only: hello.read_only };
+        self.submit(0, Some(session), |caller| {
+            codec::encode(&Command::MoveSession { caller, session, connection, password, timeout_ms })
+        })
+        .await
+    }
+
+    /// Hands a write to the region; its answer will come through the inbox.
+    async fn submit(
+        &mut self,
+        xid: i32,
+        opens: Option<i64>,
+        build: impl FnOnce(crate::txn::Caller) -> Result<Vec<u8>, codec::CodecError>,
+    ) -> Result<(), End> {
+        let service = self.service.clone();
+        let client = self.client.clone();
+        let submitted = service.region.submit(|caller| {
+            let command = build(caller)?;
+            service.hub.wait(caller.sequence, Waiting { client: client.clone(), opens });
+            Ok::<_, codec::CodecError>(Bytes::from(command))
+        });
+        let sequence = tokio::select! {
+            () = client.closing() => return Err(End::Server),
+            sequence = submitted => sequence?,
+        };
+        self.outstanding.push_back(Outstanding { xid, sequence, since: self.now, answer: None });
+        service.hub.metrics.outstanding.fetch_add(1, Ordering::Relaxed);
+        self.client.outstanding.store(self.outstanding.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes answers from the inbox and replies, in order, to the writes that they complete.
+    fn take_answers(&mut self) -> Result<(), End> {
+        if self.outstanding.is_empty() {
+            return Ok(());
+        }
+        let (answers, ended) = self.client.take_answers();
+        for answer in answers {
+            let waiting = self.outstanding.iter_mut().find(|o| o.sequence == answer.sequence);
+            if let Some(waiting) = waiting {
+                waiting.answer = Some(answer);
+            }
+        }
+        while self.outstanding.front().is_some_and(|o| o.answer.is_some())
+            && let Some(Outstanding { xid, since, answer: Some(answer), .. }) = self.outstanding.pop_front()
+        {
+            self.service.hub.metrics.outstanding.fetch_sub(1, Ordering::Relaxed);
+            self.take_events(answer.zxid);
+            if let Stage::Opening { session, password, read_only } = self.stage {
+                self.welcome(session, &password, read_only, &answer.outcome)?;
+                continue;
+            }
+            reply_outcome(xid, answer.zxid, &answer.outcome, &mut self.output)?;
+            self.count_reply(since);
+        }
+        self.client.outstanding.store(self.outstanding.len(), Ordering::Relaxed);
+        if ended && self.outstanding.is_empty() {
+            self.stage = Stage::Last;
+        }
+        Ok(())
+    }
+
+    /// Tells the client what became of its session.
+    fn welcome(
+        &mut self,
+        session: i64,
+        password: &[u8],
+        read_only: Option<bool>,
+        outcome: &Outcome,
+    ) -> Result<(), End> {
+        match outcome {
+            Outcome { error: ErrorCode::Ok, reply: Reply::Session(timeout_ms) } => {
+                tracing::debug!(peer = %self.client.peer, session, timeout_ms, "session served");
+                let timeout_ms = i32::try_from(*timeout_ms).unwrap_or(i32::MAX);
+                self.put_welcome(session, password, timeout_ms, read_only)?;
+                self.stage = Stage::Open;
+                Ok(())
+            }
+            Outcome { error: ErrorCode::SessionExpired, .. } => self.refuse_session(read_only),
+            _ => Err(End::Refused("no session can be opened")),
+        }
+    }
+
+    fn refuse_session(&mut self, read_only: Option<bool>) -> Result<(), End> {
+        self.stage = Stage::Last;
+        self.put_welcome(0, &[0; PASSWORD_LENGTH], 0, read_only)
+    }
+
+    fn put_welcome(
+        &mut self,
+        session_id: i64,
+        password: &[u8],
+        timeout_ms: i32,
+        read_only: Option<bool>,
+    ) -> Result<(), End> {
+        let start = begin_frame(&mut self.output);
+        // The server is never in read-only mode; the byte is there if the client sent it.
+        let read_only = read_only.map(|_| false);
+        ConnectResponse { protocol_version: 0, timeout_ms, session_id, password, read_only }
+            .encode(&mut self.output);
+        Ok(finish_frame(start, &mut self.output)?)
+    }
+
+    /// Starts the next request, if nothing that it must wait for is outstanding.
+    async fn request(&mut self, frame: &Bytes) -> Result<Step, End> {
+        let (header, body) = RequestHeader::decode(frame)?;
+        let Ok(op) = OpCode::try_from(header.op) else {
+            return Ok(self.alone(|this| this.unimplemented(header)));
+        };
+        let step = if is_write(op) {
+            self.write(header, op, body).await?
+        } else if !self.outstanding.is_empty() {
+            Step::Held
+        } else {
+            self.answer_here(header, op, body)?;
+            Step::Done
+        };
+        if step == Step::Done {
+            self.client.received.fetch_add(1, Ordering::Relaxed);
+            self.service.hub.metrics.packets_received.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(step)
+    }
+
+    /// Does something that must wait for all outstanding writes.
+    fn alone(&mut self, act: impl FnOnce(&mut Self)) -> Step {
+        if !self.outstanding.is_empty() {
+            return Step::Held;
+        }
+        act(self);
+        Step::Done
+    }
+
+    async fn write(&mut self, header: RequestHeader, op: OpCode, body: &[u8]) -> Result<Step, End> {
+        let request = Request::decode(op, body)?;
+        if longest_path(&request) > limits::PATH_BYTES_MAX {
+            return Ok(self.alone(|this| this.reply_error(header.xid, ErrorCode::BadArguments)));
+        }
+        // Clients know systemError as a failure without effect. Ending a session makes room.
+        if op != OpCode::CloseSession && !self.service.region.has_room() {
+            return Ok(self.alone(|this| this.reply_error(header.xid, ErrorCode::SystemError)));
+        }
+        // What has no single orderer is refused where it is applied, in the region's own order.
+        let orderer = route(&self.service.hub.view().state.mesh, &request).unwrap_or(None);
+        let waits = !self.outstanding.is_empty() && orderer != self.orderer
+            || self.outstanding.len() >= limits::CONNECTION_REQUESTS_MAX;
+        if waits {
+            return Ok(Step::Held);
+        }
+        self.orderer = orderer;
+        let identities = self.encoded_identities.clone();
+        let (session, connection) = (self.client.session(), self.client.number);
+        self.submit(header.xid, None, |caller| {
+            let identities = &identities;
+            codec::encode(&Command::Client(ClientRequest {
+                caller,
+                session,
+                connection,
+                identities,
+                op: header.op,
+                body,
+            }))
+        })
+        .await?;
+        Ok(Step::Done)
+    }
+
+    /// Answers a request that is no write. Nothing is outstanding.
+    fn answer_here(&mut self, header: RequestHeader, op: OpCode, body: &[u8]) -> Result<(), End> {
+        match op {
+            OpCode::Auth => {
+                let Request::Auth(packet) = Request::decode(op, body)? else { return Ok(()) };
+                self.authenticate(header.xid, &packet);
+            }
+            OpCode::SetWatches | OpCode::SetWatches2 => {
+                if let Request::SetWatches(watches) | Request::SetWatches2(watches) =
+                    Request::decode(op, body)?
+                {
+                    self.set_watches(header.xid, &watches)?;
+                }
+            }
+            OpCode::AddWatch | OpCode::RemoveWatches | OpCode::CheckWatches => {
+                self.change_watches(header.xid, &Request::decode(op, body)?)?;
+            }
+            _ if is_read(op) => self.read(header.xid, &Request::decode(op, body)?),
+            _ => {
+                self.unimplemented(header);
+                return Ok(());
+            }
+        }
+        self.count_reply(self.now);
+        Ok(())
+    }
+
+    fn read(&mut self, xid: i32, request: &Request<'_>) {
+        let service = self.service.clone();
+        let identities = self.encoded_identities.clone();
+        let reader = Reader { session: self.client.session(), identities: &identities };
+        let watched = match request {
+            Request::Exists { path, watch: true }
+            | Request::GetData { path, watch: true }
+            | Request::GetChildren { path, watch: true }
+            | Request::GetChildren2 { path, watch: true } => Some(*path),
+            _ => None,
+        };
+        let view;
+        let guard;
+        let view: &View = if let Some(path) = watched {
+            view = service.hub.watch(&self.client, path, |view| reader.watch_of(view, request));
+            &view
+        } else {
+            guard = service.hub.view();
+            &guard
+        };
+        self.take_events(view.state.zxid);
+        reader.reply(view, request, xid, &mut self.output);
+    }
+
+    fn set_watches(&mut self, xid: i32, watches: &meridian_wire::SetWatches<'_>) -> Result<(), End> {
+        let service = self.service.clone();
+        let (view, missed) = service.hub.set_watches(&self.client, watches);
+        self.take_events(view.state.zxid);
+        for (event, path) in missed {
+            // Without a zxid: the client has not seen the others yet.
+            self.output.extend_from_slice(&event_frame(event, &path, -1));
+        }
+        self.reply(xid, view.state.zxid, &Response::Empty)
+    }
+
+    fn change_watches(&mut self, xid: i32, request: &Request<'_>) -> Result<(), End> {
+        let service = self.service.clone();
+        let hub = &service.hub;
+        if let Request::AddWatch { path, mode } = request {
+            let watch = match AddWatchMode::try_from(*mode) {
+                Ok(AddWatchMode::Persistent) => Watch::Persistent,
+                Ok(AddWatchMode::PersistentRecursive) => Watch::Recursive,
+                Err(_) => {
+                    self.reply_error(xid, ErrorCode::BadArguments);
+                    return Ok(());
+                }
+            };
+            let view = hub.watch(&self.client, path, |_| Some(watch));
+            self.take_events(view.state.zxid);
+            return self.reply(xid, view.state.zxid, &Response::Error(ErrorCode::Ok));
+        }
+        let (Request::RemoveWatches { path, kind } | Request::CheckWatches { path, kind }) = request else {
+            return Ok(());
+        };
+        let watches: &[Watch] = match WatcherType::try_from(*kind) {
+            Ok(WatcherType::Children) => &[Watch::Child],
+            Ok(WatcherType::Data) => &[Watch::Data],
+            Ok(WatcherType::Any) => &[Watch::Child, Watch::Data, Watch::Persistent, Watch::Recursive],
+            Ok(WatcherType::Persistent) => &[Watch::Persistent],
+            Ok(WatcherType::PersistentRecursive) => &[Watch::Recursive],
+            Err(_) => {
+                self.reply_error(xid, ErrorCode::BadArguments);
+                return Ok(());
+            }
+        };
+        let remove = matches!(request, Request::RemoveWatches { .. });
+        let found = hub.unwatch(&self.client, path, watches, remove);
+        self.reply_error(xid, if found { ErrorCode::Ok } else { ErrorCode::NoWatcher });
+        Ok(())
+    }
+
+    fn authenticate(&mut self, xid: i32, packet: &AuthPacket<'_>) {
+        let proved = match packet.scheme {
+            "digest" => digest_identity(packet.auth).map(|id| Some(("digest".to_string(), id))),
+            // Everybody has proved where they come from.
+            "ip" => Some(None),
+            _ => None,
+        };
+        let Identities(known) = &mut self.identities;
+        let accepted = match proved {
+            Some(Some(identity)) if known.contains(&identity) => true,
+            Some(Some(identity)) if known.len() < limits::CONNECTION_IDENTITIES_MAX => {
+                known.push(identity);
+                true
+            }
+            Some(None) => true,
+            _ => false,
+        };
+        if accepted {
+            self.encoded_identities = self.identities.encode().into();
+            reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
+        } else {
+            tracing::debug!(peer = %self.client.peer, scheme = packet.scheme, "authentication refused");
+            reply_error(xid, 0, ErrorCode::AuthFailed, &mut self.output);
+            self.stage = Stage::Last;
+        }
+    }
+
+    fn unimplemented(&mut self, header: RequestHeader) {
+        tracing::debug!(peer = %self.client.peer, op = header.op, "closed: unimplemented operation");
+        self.reply_error(header.xid, ErrorCode::Unimplemented);
+        self.stage = Stage::Last;
+    }
+
+    fn reply_error(&mut self, xid: i32, error: ErrorCode) {
+        let zxid = self.service.hub.view().state.zxid;
+        self.take_events(zxid);
+        reply_error(xid, zxid, error, &mut self.output);
+    }
+
+    fn reply(&mut self, xid: i32, zxid: i64, response: &Response<'_>) -> Result<(), End> {
+        Ok(response.encode_frame(ReplyHeader { xid, zxid, error: ErrorCode::Ok }, &mut self.output)?)
+    }
+
+    fn take_events(&mut self, upto: i64) {
+        self.client.take_events(upto, |frame| self.output.extend_from_slice(&frame));
+    }
+
+    fn count_reply(&mut self, since: Duration) {
+        let metrics = &self.service.hub.metrics;
+        metrics.packets_sent.fetch_add(1, Ordering::Relaxed);
+        self.client.sent.fetch_add(1, Ordering::Relaxed);
+        metrics.answered(self.now.saturating_sub(since));
+    }
+}
+
+fn is_write(op: OpCode) -> bool {
+    matches!(
+        op,
+        OpCode::Create
+            | OpCode::Create2
+            | OpCode::Delete
+            | OpCode::SetData
+            | OpCode::SetAcl
+            | OpCode::Sync
+            | OpCode::Multi
+            | OpCode::CloseSession
+    )
+}
+
+fn longest_path(request: &Request<'_>) -> usize {
+    match request {
+        Request::Multi(operations) => operations.iter().map(longest_path).max().unwrap_or(0),
+        other => other.path().map_or(0, str::len),
+    }
+}
+
+/// Appends the reply to a write.
+fn reply_outcome(xid: i32, zxid: i64, outcome: &Outcome, out: &mut BytesMut) -> Result<(), WireError> {
+    use meridian_wire::OpResult;
+
+    let header = ReplyHeader { xid, zxid, error: outcome.error };
+    let response = match &outcome.reply {
+        Reply::Empty | Reply::Session(_) => Response::Empty,
+        Reply::Path(path) => Response::Path(path),
+        Reply::PathStat(path, stat) => Response::Create2 { path, stat: *stat },
+        Reply::Stat(stat) => Response::Stat(*stat),
+        Reply::Multi(results) => Response::Results(
+            results
+                .iter()
+                .map(|result| match result {
+                    MultiResult::Created(path, None) => OpResult::Create(path),
+                    MultiResult::Created(path, Some(stat)) => OpResult::Create2 { path, stat: *stat },
+                    MultiResult::Set(stat) => OpResult::SetData(*stat),
+                    MultiResult::Done(OpCode::Check) => OpResult::Check,
+                    MultiResult::Done(_) => OpResult::Delete,
+                    MultiResult::Failed(error) => OpResult::Error(*error),
+                })
+                .collect(),
+        ),
+    };
+    response.encode_frame(header, out)
+}
+
+/// The identity that `user:password` proves: `user:base64(sha1(user:password))`.
+fn digest_identity(credentials: &[u8]) -> Option<String> {
+    let user = std::str::from_utf8(credentials).ok()?.split_once(':').map(|(user, _)| user)?;
+    let digest = base64::engine::general_purpose::STANDARD.encode(Sha1::digest(credentials));
+    Some(format!("{user}:{digest}"))
+}
+
+/// A fresh client for an accepted connection.
+pub(super) fn accept(hub: &Hub, number: u64, peer: SocketAddr, handshake: Duration) -> Arc<Client> {
+    let client = Arc::new(Client::new(number, peer, handshake, hub.now()));
+    hub.connect(&client);
+    client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_those_of_zookeeper() {
+        // From ZooKeeper's documentation of DigestAuthenticationProvider.
+        assert_eq!(digest_identity(b"super:test").unwrap(), "super:D/InIHSb7yEEbrWz8b9l71RjZJU=");
+        assert_eq!(digest_identity(b"nobody"), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! Who is alive: the clients of this server, this server for the leader, the leader for this server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use meridian_seam::{codec, limits};
+use tokio::time::MissedTickBehavior;
+
+use super::connection::Service;
+use super::hub::{Report, ReportAnswer};
+use crate::txn::Command;
+
+/// Closes connections that have been silent for their session's timeout, and those whose session the
+/// leader may soon end because it has not heard of this server; the leader also expires sessions.
+pub(super) async fn sweep(service: Arc<Service>) {
+    let hub = &service.hub;
+    let mut ticks = every(service.options.report_interval());
+    let leadership = service.region.leadership();
+    let mut led_term = None;
+    loop {
+        ticks.tick().await;
+        let now = hub.now();
+        let contact_age = now.saturating_sub(hub.contact());
+        for client in hub.clients() {
+            let timeout = client.timeout();
+            if now.saturating_sub(client.heard()) > timeout {
+                tracing::debug!(peer = %client.peer, "closed: silent for its timeout");
+                client.close();
+            } else if client.session() != 0 && contact_age > timeout.mul_f64(CONTACT_SHARE) {
+                tracing::debug!(peer = %client.peer, "closed: no contact with a leader and its majority");
+                client.close();
+            }
+        }
+        let leads = *leadership.borrow();
+        if !leads.is_me {
+            led_term = None;
+            continue;
+        }
+        if led_term.replace(leads.term) != Some(leads.term) {
+            hub.renew_all();
+        }
+        if let Some(age) = service.region.quorum_age() {
+            hub.in_contact(now.saturating_sub(age));
+        }
+        expire(&service);
+    }
+}
+
+/// The leader ends a session at the earliest its whole timeout after it last heard of it through this
+/// server. By this share of the timeout without contact the connection is closed, so that no client
+/// believes in a session that is over.
+const CONTACT_SHARE: f64 = 0.75;
+
+fn expire(service: &Service) {
+    let expired = service.hub.expired();
+    for sessions in expired.chunks(limits::EXPIRED_SESSIONS_PER_COMMAND) {
+        tracing::info!(
+            count = sessions.len(),
+            first = format_args!("{:#x}", sessions[0].0),
+            "sessions expire"
+        );
+        let proposed = service.region.propose(&Command::ExpireSessions { sessions: sessions.to_vec() });
+        tokio::spawn(async move {
+            if let Err(error) = proposed.await {
+                tracing::debug!(%error, "sessions will be expired again");
+            }
+        });
+    }
+}
+
+/// Tells the leader which sessions this server has heard of.
+pub(super) async fn report(service: Arc<Service>) {
+    let hub = &service.hub;
+    let interval = service.options.report_interval();
+    let mut ticks = every(interval);
+    let leadership = service.region.leadership();
+    let mut reported = Duration::ZERO;
+    loop {
+        ticks.tick().await;
+        let sent = hub.now();
+        let heard_since = |client: &super::Client| client.session() != 0 && client.heard() >= reported;
+        let sessions: Vec<i64> =
+            hub.clients().iter().filter(|c| heard_since(c)).map(|c| c.session()).collect();
+        if leadership.borrow().is_me {
+            hub.touch(&sessions);
+            reported = sent;
+            continue;
+        }
+        match send_report(&service, sessions).await {
+            Ok(answer) => {
+                reported = sent;
+                hub.in_contact(sent.saturating_sub(Duration::from_millis(answer.quorum_age_ms)));
+                hub.lease().set(answer.lease_ms.map(|left| sent + Duration::from_millis(left)));
+            }
+            Err(error) => tracing::debug!(%error, "no report to the leader"),
+        }
+    }
+}
+
+async fn send_report(service: &Service, sessions: Vec<i64>) -> std::io::Result<ReportAnswer> {
+    // Within the shortest timeout there must be time for another try.
+    let (shortest_ms, _) = service.options.session_timeout_bounds_ms();
+    let patience = Duration::from_millis(u64::from(shortest_ms) / 4);
+    let report = codec::encode(&Report { sessions }).map_err(std::io::Error::other)?;
+    let answer = tokio::time::timeout(patience, service.region.report(Bytes::from(report)));
+    let answer = answer.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+    codec::decode(&answer).map_err(std::io::Error::other)
+}
+
+/// Closes the connections that the region's lease protects as soon as it is over.
+pub(super) async fn watch_lease(service: Arc<Service>) {
+    let hub = &service.hub;
+    loop {
+        match hub.lease().deadline() {
+            None => hub.lease().changed().await,
+            Some(deadline) => {
+                let left = deadline.saturating_sub(hub.now());
+                if left.is_zero() {
+                    hub.close_leased();
+                    hub.lease().changed().await;
+                    continue;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(left) => {}
+                    () = hub.lease().changed() => {}
+                }
+            }
+        }
+    }
+}
+
+fn every(interval: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

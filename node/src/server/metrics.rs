@@ -1,0 +1,90 @@
+//! Counters of a server.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What a server counts about its clients, as `srvr` and `mntr` tell it.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub(super) packets_received: AtomicU64,
+    pub(super) packets_sent: AtomicU64,
+    pub(super) outstanding: AtomicU64,
+    pub(super) connections: AtomicU64,
+    pub(super) connections_rejected: AtomicU64,
+    requests: AtomicU64,
+    latency_us_total: AtomicU64,
+    latency_us_max: AtomicU64,
+    /// One more than the least, so that 0 tells that there was none.
+    latency_us_min: AtomicU64,
+}
+
+/// Latencies of requests in ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Latency {
+    /// The least.
+    pub min_ms: u64,
+    /// The mean.
+    pub avg_ms: f64,
+    /// The greatest.
+    pub max_ms: u64,
+}
+
+impl Metrics {
+    /// A request was answered after so long.
+    pub(super) fn answered(&self, latency: Duration) {
+        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.latency_us_total.fetch_add(us, Ordering::Relaxed);
+        self.latency_us_max.fetch_max(us, Ordering::Relaxed);
+        let least = self.latency_us_min.load(Ordering::Relaxed);
+        if least == 0 || us.saturating_add(1) < least {
+            self.latency_us_min.store(us.saturating_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Latencies since the start or the last reset.
+    pub fn latency(&self) -> Latency {
+        let requests = self.requests.load(Ordering::Relaxed);
+        let total = self.latency_us_total.load(Ordering::Relaxed);
+        Latency {
+            min_ms: self.latency_us_min.load(Ordering::Relaxed).saturating_sub(1) / 1000,
+            avg_ms: if requests == 0 { 0.0 } else { total as f64 / requests as f64 / 1000.0 },
+            max_ms: self.latency_us_max.load(Ordering::Relaxed) / 1000,
+        }
+    }
+
+    /// Packets received and sent.
+    pub fn packets(&self) -> (u64, u64) {
+        (self.packets_received.load(Ordering::Relaxed), self.packets_sent.load(Ordering::Relaxed))
+    }
+
+    /// Connections open.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Writes not yet answered.
+    pub fn outstanding(&self) -> u64 {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Connections refused because of limits.
+    pub fn connections_rejected(&self) -> u64 {
+        self.connections_rejected.load(Ordering::Relaxed)
+    }
+
+    /// Starts counting anew (`srst`).
+    pub(super) fn reset(&self) {
+        let counters = [
+            &self.packets_received,
+            &self.packets_sent,
+            &self.requests,
+            &self.latency_us_total,
+            &self.latency_us_max,
+            &self.latency_us_min,
+        ];
+        for counter in counters {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The region server: what clients connect to.
+//!
+//! [`Server::start`] runs this server's part of its region ([`crate::region`]), the [`Hub`] between the
+//! region's log and the clients, the listener for clients and, if wanted, the one for operators.
+
+mod admin;
+mod client;
+mod connection;
+mod hub;
+mod lease;
+mod liveness;
+mod metrics;
+mod read;
+mod words;
+
+pub use admin::Routes;
+pub use client::Client;
+pub use hub::Hub;
+pub use lease::LeaseGate;
+pub use metrics::{Latency, Metrics};
+pub use words::READ_ONLY_WORDS;
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use meridian_seam::net::{BoxStream, Listener};
+use meridian_seam::{Environment, limits};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use crate::region::{Region, RegionConfig};
+use connection::Service;
+
+/// What a region server is started with.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// The part of the region's group.
+    pub region: RegionConfig,
+    /// The address for clients, `host:port`.
+    pub client_listen: String,
+    /// The address for operators' HTTP, `host:port`, if wanted. Not to be open to the world.
+    pub admin_listen: Option<String>,
+    /// ZooKeeper's tickTime: the unit of session timeouts.
+    pub tick: Duration,
+    /// The shortest session timeout; two ticks unless set.
+    pub session_timeout_min: Option<Duration>,
+    /// The longest session timeout; twenty ticks unless set.
+    pub session_timeout_max: Option<Duration>,
+    /// The four-letter words that are answered; `*` stands for all.
+    pub words: BTreeSet<String>,
+    /// `jute.maxbuffer`, at most [`limits::CLIENT_FRAME_BYTES_CEILING`].
+    pub frame_bytes_max: usize,
+    /// Client connections in all.
+    pub connections_max: usize,
+    /// Client connections from one address; 0 for no such limit.
+    pub connections_per_address_max: usize,
+}
+
+/// A running region server.
+pub struct Server {
+    service: Arc<Service>,
+    routes: Routes,
+    client_address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    tasks: JoinSet<()>,
+}
+
+impl ServerOptions {
+    /// The defaults for everything besides the region and the address for clients.
+    pub fn new(region: RegionConfig, client_listen: impl Into<String>) -> Self {
+        Self {
+            region,
+            client_listen: client_listen.into(),
+            admin_listen: None,
+            tick: Duration::from_secs(2),
+            session_timeout_min: None,
+            session_timeout_max: None,
+            words: READ_ONLY_WORDS.iter().map(|word| (*word).to_string()).collect(),
+            frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
+            connections_max: limits::CONNECTIONS_MAX,
+            connections_per_address_max: limits::CONNECTIONS_PER_ADDRESS_MAX,
+        }
+    }
+
+    /// The shortest and the longest session timeout in ms.
+    pub fn session_timeout_bounds_ms(&self) -> (u32, u32) {
+        let ms = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1);
+        let min = ms(self.session_timeout_min.unwrap_or(self.tick * 2));
+        (min, ms(self.session_timeout_max.unwrap_or(self.tick * 20)).max(min))
+    }
+
+    /// How often servers report to the leader whom they have heard of.
+    fn report_interval(&self) -> Duration {
+        const LONGEST: Duration = Duration::from_millis(500);
+        (self.tick / 4).clamp(Duration::from_millis(1), LONGEST)
+    }
+
+    fn validate(&self) -> io::Result<()> {
+        let reason = if self.frame_bytes_max > limits::CLIENT_FRAME_BYTES_CEILING {
+            format!(
+                "jute.maxbuffer of {} bytes is above the limit of {}",
+                self.frame_bytes_max,
+                limits::CLIENT_FRAME_BYTES_CEILING
+            )
+        } else if self.tick.is_zero() {
+            "the tick must be longer than 0".into()
+        } else {
+            return Ok(());
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    }
+}
+
+impl Server {
+    /// Starts a server: recovers, joins the region and listens for clients.
+    ///
+    /// # Errors
+    /// If an option can't be, the disk holds nothing usable, or an address can't be bound.
+    pub async fn start(environment: Environment, options: ServerOptions) -> io::Result<Self> {
+        options.validate()?;
+        let server =
+            u8::try_from(options.region.server).map_err(|_| io::Error::other("server numbers end at 255"))?;
+        let hub = Arc::new(Hub::new(
+            options.region.region,
+            server,
+            environment.clock.clone(),
+            options.report_interval(),
+        ));
+        let listener = environment.net.listen(options.client_listen.clone()).await?;
+        let client_address = listener.local_addr()?;
+        let region =
+            Region::start(environment.clone(), options.region.clone(), hub.published(), hub.clone()).await?;
+        hub.follow(region.leadership());
+        let service = Arc::new(Service {
+            hub,
+            region,
+            options,
+            entropy: environment.entropy.clone(),
+            listening: client_address,
+            sessions_opened: AtomicU64::new(0),
+        });
+        let routes = Routes::default();
+        let mut tasks = JoinSet::new();
+        let admin_address = match service.options.admin_listen.clone() {
+            Some(address) => {
+                let listener = environment.net.listen(address).await?;
+                let address = listener.local_addr()?;
+                tasks.spawn(admin::serve(service.clone(), routes.clone(), listener));
+                Some(address)
+            }
+            None => None,
+        };
+        tasks.spawn(liveness::sweep(service.clone()));
+        tasks.spawn(liveness::report(service.clone()));
+        tasks.spawn(liveness::watch_lease(service.clone()));
+        tasks.spawn(accept_clients(service.clone(), listener));
+        tracing::info!(
+            region = %service.options.region.region_name,
+            server,
+            %client_address,
+            admin_address = admin_address.map(tracing::field::display),
+            "listening for clients"
+        );
+        Ok(Self { service, routes, client_address, admin_address, tasks })
+    }
+
+    /// This server's part of the region.
+    pub fn region(&self) -> &Region {
+        &self.service.region
+    }
+
+    /// What is known of the clients.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.service.hub
+    }
+
+    /// The gate of the region's lease.
+    pub fn lease(&self) -> &Arc<LeaseGate> {
+        self.service.hub.lease()
+    }
+
+    /// The JSON routes of the operators' HTTP; more may be added at any time.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// The address that clients connect to.
+    pub fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// The address of the operators' HTTP.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// Stops accepting, closes the clients' connections and stops taking part in the region. What was
+    /// acknowledged is on disk; sessions live on and may be taken up at other servers.
+    pub async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
+        self.service.hub.clients().iter().for_each(|client| client.close());
+        self.service.region.shutdown().await;
+    }
+}
+
+/// Connections open per address.
+type PerAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+async fn accept_clients(service: Arc<Service>, listener: Box<dyn Listener>) {
+    let per_address = PerAddress::default();
+    let mut warned = Duration::ZERO;
+    let mut numbers = 1..;
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, for instance: others must get a chance to close some.
+                tracing::warn!(%error, "cannot accept a client's connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Some(number) = numbers.next() else { return };
+        match Admission::new(&service, &per_address, peer.ip()) {
+            Ok(admission) => {
+                tokio::spawn(serve_client(service.clone(), number, stream, peer, admission));
+            }
+            Err(reason) => {
+                service.hub.metrics.connections_rejected.fetch_add(1, Ordering::Relaxed);
+                let now = service.hub.now();
+                if warned.is_zero() || now.saturating_sub(warned) > Duration::from_secs(10) {
+                    warned = now;
+                    tracing::warn!(%peer, reason, "client refused");
+                }
+            }
+        }
+    }
+}
+
+async fn serve_client(
+    service: Arc<Service>,
+    number: u64,
+    stream: BoxStream,
+    peer: SocketAddr,
+    admission: Admission,
+) {
+    // Whoever says nothing after connecting may do so for as long as a session may be silent.
+    let (_, handshake_ms) = service.options.session_timeout_bounds_ms();
+    let handshake = Duration::from_millis(handshake_ms.into());
+    let client = connection::accept(&service.hub, number, peer, handshake);
+    connection::serve(service.clone(), client.clone(), stream).await;
+    service.hub.disconnect(&client);
+    drop(admission);
+}
+
+/// A connection counted; dropping it makes room for another.
+struct Admission {
+    service: Arc<Service>,
+    per_address: PerAddress,
+    address: IpAddr,
+}
+
+impl Admission {
+    fn new(service: &Arc<Service>, per_address: &PerAddress, address: IpAddr) -> Result<Self, &'static str> {
+        let options = &service.options;
+        if service.hub.metrics.connections() >= options.connections_max as u64 {
+            return Err("too many connections");
+        }
+        let mut counts = per_address.lock();
+        let count = counts.entry(address).or_insert(0);
+        if options.connections_per_address_max > 0 && *count >= options.connections_per_address_max {
+            return Err("too many connections from this address (maxClientCnxns)");
+        }
+        *count += 1;
+        service.hub.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { service: service.clone(), per_address: per_address.clone(), address })
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.service.hub.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        let mut counts = self.per_address.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
