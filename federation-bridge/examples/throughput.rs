@@ -1,4 +1,5 @@
-//! Measures how fast one stream between two regions is: `throughput [RTT_MS] [LOSS] [SECONDS]`.
+//! Measures how fast one stream between two regions is, and how long a probe takes beside it:
+//! `throughput [RTT_MS] [LOSS] [SECONDS]`.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_bridge::certificates::{Authority, Identity, PeerName};
+use meridian_bridge::probe::{self, Probes};
 use meridian_bridge::transport::{Congestion, PeerAddress, Settings, Transport};
 use meridian_seam::Environment;
 use meridian_wan::{Conditions, Wan, WanDelays};
@@ -23,13 +25,13 @@ async fn main() -> Result<()> {
     let loss = argument(2, 0.01)?;
     let duration = Duration::from_secs_f64(argument(3, 20.0)?);
     for congestion in [Congestion::Bbr, Congestion::Cubic] {
-        let mbit_per_s = measure(rtt, loss, duration, congestion).await?;
-        println!("{rtt:?}, loss {:.1} %, {congestion:?}: {mbit_per_s:.1} Mbit/s", loss * 100.0);
+        println!("{rtt:?}, loss {:.1} %, {congestion:?}:", loss * 100.0);
+        measure(rtt, loss, duration, congestion).await?;
     }
     Ok(())
 }
 
-async fn measure(rtt: Duration, loss: f64, duration: Duration, congestion: Congestion) -> Result<f64> {
+async fn measure(rtt: Duration, loss: f64, duration: Duration, congestion: Congestion) -> Result<()> {
     let env = Environment::production();
     let directory = tempfile::tempdir()?;
     let authority = Authority::create(env.clock.as_ref(), 1)?;
@@ -53,6 +55,11 @@ async fn measure(rtt: Duration, loss: f64, duration: Duration, congestion: Conge
             Err(error) => println!("{error}"),
         }
     };
+    let probes = Arc::new(Probes::default());
+    let (measured, clock, probing) = (Arc::clone(&probes), Arc::clone(&env.clock), connection.clone());
+    tokio::spawn(async move {
+        probe::measure(&probing, &measured, clock.as_ref(), Duration::from_millis(50)).await
+    });
     let mut sending = connection.open(0).await?;
     let mut receiving = eu.accept().await.ok_or("the transport closed")?.stream;
     tokio::spawn(async move {
@@ -63,5 +70,7 @@ async fn measure(rtt: Duration, loss: f64, duration: Duration, congestion: Conge
     while start.elapsed() < duration {
         bytes += receiving.read(&mut block).await?;
     }
-    Ok(bytes as f64 * 8.0 / 1e6 / start.elapsed().as_secs_f64())
+    println!("  {:.1} Mbit/s", bytes as f64 * 8.0 / 1e6 / start.elapsed().as_secs_f64());
+    println!("  {:?}", probes.summary("eu", env.clock.monotonic()));
+    Ok(())
 }
