@@ -643,3 +643,200 @@ fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), CertificateError
     };
     write().map_err(|error| CertificateError::Write { path: path.to_owned(), error })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const START_MS: i64 = 1_800_000_000_000;
+    const DAY_MS: i64 = 86_400_000;
+
+    struct SetClock(AtomicI64);
+
+    impl Clock for SetClock {
+        fn unix_ms(&self) -> i64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    /// An authority, and a directory with the certificate of the server us-1 in region us.
+    struct Issuing {
+        clock: Arc<SetClock>,
+        authority: Authority,
+        directory: TempDir,
+        paths: IdentityPaths,
+    }
+
+    impl Issuing {
+        fn new() -> Self {
+            let clock = Arc::new(SetClock(AtomicI64::new(START_MS)));
+            let authority = Authority::create(clock.as_ref(), 100).unwrap();
+            let directory = TempDir::new().unwrap();
+            let issued = authority.issue(&PeerName::new("us", "us-1"), clock.as_ref(), 30).unwrap();
+            let paths = issued.save(directory.path()).unwrap();
+            Self { clock, authority, directory, paths }
+        }
+
+        fn load(&self) -> Result<Identity, CertificateError> {
+            Identity::load(self.paths.clone(), self.clock.clone())
+        }
+
+        fn after_days(&self, days: i64) -> &Self {
+            self.clock.0.store(START_MS + days * DAY_MS, Ordering::Relaxed);
+            self
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn an_issued_certificate_names_its_server() {
+        let issuing = Issuing::new();
+        let certificates = read_certificates(&issuing.paths.certificate).unwrap();
+        assert_eq!(peer_name(&certificates[0]).unwrap(), PeerName::new("us", "us-1"));
+        assert_eq!(issuing.load().unwrap().name(), &PeerName::new("us", "us-1"));
+        let authority = read_certificates(&issuing.paths.authority).unwrap();
+        assert!(peer_name(&authority[0]).is_err(), "the authority is no server");
+        assert!(peer_name(&CertificateDer::from(vec![0x30, 0x82, 0xff, 0xff, 1])).is_err());
+    }
+
+    #[test]
+    fn certificates_of_other_shapes_name_nobody() {
+        for names in [
+            vec!["us.mesh.meridian"],
+            vec!["a.us-1.us.mesh.meridian"],
+            vec!["*.us.mesh.meridian"],
+            vec!["us-1.us.mesh.meridian", "eu-1.eu.mesh.meridian"],
+            vec!["us-1.us.example.org"],
+        ] {
+            let names: Vec<String> = names.into_iter().map(String::from).collect();
+            let certificate = rcgen::generate_simple_self_signed(names.clone()).unwrap().cert;
+            assert!(matches!(peer_name(certificate.der()), Err(CertificateError::Name(_))), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_dns_labels() {
+        let dns_name = |region, server| PeerName::new(region, server).dns_name();
+        assert_eq!(dns_name("us-east", "us-east-1").unwrap(), "us-east-1.us-east.mesh.meridian");
+        let long = "x".repeat(64);
+        for wrong in ["", "US", "a.b", "-a", "a-", "a b", "*", "b\u{fc}ro", long.as_str()] {
+            assert!(dns_name(wrong, "1").is_err(), "{wrong}");
+            assert!(dns_name("us", wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn private_keys_are_for_the_owner_alone() {
+        let issuing = Issuing::new();
+        issuing.authority.save(&issuing.directory.path().join("missing")).unwrap_err();
+        let directory = TempDir::new().unwrap();
+        issuing.authority.save(directory.path()).unwrap();
+        assert_eq!(mode(&directory.path().join("authority.key")), 0o600);
+        assert_eq!(mode(&issuing.paths.key), 0o600);
+        assert!(!format!("{:?}", issuing.load().unwrap()).contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_saved_authority_goes_on_issuing_and_is_never_overwritten() {
+        let issuing = Issuing::new();
+        let directory = TempDir::new().unwrap();
+        issuing.authority.save(directory.path()).unwrap();
+        assert!(matches!(issuing.authority.save(directory.path()), Err(CertificateError::Exists { .. })));
+        let again = Authority::load(directory.path()).unwrap();
+        let issued = again.issue(&PeerName::new("us", "us-1"), issuing.clock.as_ref(), 30).unwrap();
+        issued.save(issuing.directory.path()).unwrap();
+        issuing.load().unwrap();
+    }
+
+    #[test]
+    fn two_servers_of_one_name_do_not_share_a_file() {
+        let issuing = Issuing::new();
+        let other =
+            issuing.authority.issue(&PeerName::new("eu", "us-1"), issuing.clock.as_ref(), 30).unwrap();
+        let error = other.save(issuing.directory.path()).unwrap_err().to_string();
+        assert!(error.contains("holds the certificate of server us-1 of region us"), "{error}");
+    }
+
+    #[test]
+    fn validity_follows_the_clock() {
+        let issuing = Issuing::new();
+        let identity = issuing.load().unwrap();
+        assert_eq!(identity.expires_unix_s(), (START_MS + 30 * DAY_MS) / 1_000);
+        issuing.after_days(29).load().unwrap();
+        let error = issuing.after_days(31).load().unwrap_err();
+        assert!(error.to_string().to_lowercase().contains("expired"), "{error}");
+        assert!(matches!(identity.reload(), Err(CertificateError::Invalid { .. })));
+        assert!(issuing.after_days(-1).load().is_err());
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let issuing = Issuing::new();
+        let IdentityPaths { certificate, key, authority } = &issuing.paths;
+        let good = [certificate, key, authority].map(|path| fs::read(path).unwrap());
+        for (path, good) in [certificate, key, authority].into_iter().zip(&good) {
+            for bad in ["", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"] {
+                fs::write(path, bad).unwrap();
+                let error = issuing.load().unwrap_err();
+                assert!(matches!(error, CertificateError::Malformed { .. }), "{error}");
+                assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+            }
+            fs::remove_file(path).unwrap();
+            assert!(matches!(issuing.load(), Err(CertificateError::Read { .. })));
+            fs::write(path, good).unwrap();
+        }
+        issuing.load().unwrap();
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let issuing = Issuing::new();
+        fs::write(&issuing.paths.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert!(matches!(issuing.load(), Err(CertificateError::KeyMismatch { .. })));
+    }
+
+    #[test]
+    fn a_certificate_of_another_authority_is_refused() {
+        let issuing = Issuing::new();
+        let foreign = Authority::create(issuing.clock.as_ref(), 100).unwrap();
+        fs::write(&issuing.paths.authority, &foreign.certificate_pem).unwrap();
+        assert!(matches!(issuing.load(), Err(CertificateError::Invalid { .. })));
+    }
+
+    #[test]
+    fn a_reload_can_not_change_the_name() {
+        let issuing = Issuing::new();
+        let identity = issuing.load().unwrap();
+        let other =
+            issuing.authority.issue(&PeerName::new("us", "us-2"), issuing.clock.as_ref(), 30).unwrap();
+        fs::write(&issuing.paths.certificate, &other.certificate_pem).unwrap();
+        fs::write(&issuing.paths.key, &other.key_pem).unwrap();
+        assert!(matches!(identity.reload(), Err(CertificateError::OtherName { .. })));
+        assert_eq!(identity.name(), &PeerName::new("us", "us-1"));
+    }
+
+    #[test]
+    fn derived_secrets_last_as_long_as_the_key() {
+        let issuing = Issuing::new();
+        let secret = |purpose| issuing.load().unwrap().derived_secret(purpose).as_ref().to_vec();
+        let before = secret("a");
+        assert_eq!(secret("a"), before);
+        assert_ne!(secret("b"), before);
+        let renewed =
+            issuing.authority.issue(&PeerName::new("us", "us-1"), issuing.clock.as_ref(), 30).unwrap();
+        renewed.save(issuing.directory.path()).unwrap();
+        assert_ne!(secret("a"), before);
+    }
+}

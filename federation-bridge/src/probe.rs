@@ -104,7 +104,10 @@ impl Probes {
     /// Records a round trip that ended at `now` (monotonic).
     pub fn record(&self, region: &str, rtt: Duration, now: Duration) {
         let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).clamp(1, RTT_US_MAX);
-        self.in_window(region, now, |window| window.rtt_us.saturating_record(rtt_us));
+        self.in_window(region, now, |window| {
+            // The histogram grows with its samples: none within the bounds is refused.
+            let _ = window.rtt_us.record(rtt_us);
+        });
     }
 
     /// Records a probe that was given up at `now`.
@@ -268,5 +271,120 @@ impl OnTheirWay {
             self.sent.pop_front();
         }
         before - self.sent.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hdrhistogram::serialization::Deserializer;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_summary_says_what_was_recorded() {
+        let probes = Probes::default();
+        assert_eq!(probes.summary("eu", ms(0)), None);
+        for sample in 1..=1_000 {
+            probes.record("eu", ms(sample), ms(sample));
+        }
+        probes.record_lost("eu", ms(1_000));
+        probes.record("ap", ms(7), ms(1_000));
+        let summary = probes.summary("eu", ms(1_000)).unwrap();
+        let close = |found: f64, expected: f64| (found - expected).abs() <= expected / 1_000.0;
+        assert_eq!((summary.count, summary.lost), (1_000, 1));
+        assert!(close(summary.min_ms, 1.0) && close(summary.max_ms, 1_000.0), "{summary:?}");
+        assert!(close(summary.p50_ms, 500.0) && close(summary.p90_ms, 900.0), "{summary:?}");
+        assert!(close(summary.p99_ms, 990.0) && close(summary.p999_ms, 999.0), "{summary:?}");
+        assert_eq!(probes.regions(), ["ap", "eu"]);
+    }
+
+    #[test]
+    fn samples_fade_window_by_window() {
+        let probes = Probes::new(ms(1_000), 3);
+        probes.record("eu", ms(100), ms(500));
+        probes.record("eu", ms(10), ms(1_500));
+        let count = |now| probes.summary("eu", ms(now)).map(|summary| summary.count);
+        assert_eq!((count(2_999), count(3_000), count(3_999)), (Some(2), Some(1), Some(1)));
+        assert_eq!(count(4_000), None);
+        probes.record("eu", ms(20), ms(9_000));
+        assert_eq!(count(9_000), Some(1));
+    }
+
+    #[test]
+    fn the_histogram_can_be_read_back() {
+        let probes = Probes::default();
+        for sample in [1, 40, 40, 59_999] {
+            probes.record("eu", ms(sample), ms(0));
+        }
+        let bytes = STANDARD.decode(probes.histogram_base64("eu", ms(0)).unwrap()).unwrap();
+        let read: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
+        assert_eq!((read.len(), read.count_at(40_000)), (4, 2));
+        assert_eq!(probes.histogram_base64("ap", ms(0)), None);
+    }
+
+    #[test]
+    fn regions_beyond_the_limit_are_ignored() {
+        let probes = Probes::default();
+        for number in 0..limits::REGIONS_MAX + 5 {
+            probes.record(&format!("region-{number}"), ms(1), ms(0));
+        }
+        assert_eq!(probes.regions().len(), limits::REGIONS_MAX);
+    }
+
+    #[test]
+    fn a_probe_counts_once_and_late_ones_are_lost() {
+        let mut on_their_way = OnTheirWay::default();
+        let first = on_their_way.next_request(ms(0));
+        let second = on_their_way.next_request(ms(200));
+        let reply = reply_to(&second).unwrap();
+        assert_eq!(on_their_way.back(&second, ms(250)), None, "a request is no reply");
+        assert_eq!(on_their_way.back(&reply, ms(250)), Some(ms(50)));
+        assert_eq!(on_their_way.back(&reply, ms(251)), None);
+        assert_eq!(on_their_way.give_up(ms(9_999)), 0);
+        assert_eq!(on_their_way.give_up(ms(10_000)), 1);
+        assert_eq!(on_their_way.back(&reply_to(&first).unwrap(), ms(10_001)), None);
+    }
+
+    #[test]
+    fn few_probes_are_remembered() {
+        let mut on_their_way = OnTheirWay::default();
+        let mut lost = 0;
+        for _ in 0..2 * ON_THEIR_WAY_MAX {
+            lost += on_their_way.give_up(ms(1));
+            on_their_way.next_request(ms(1));
+        }
+        assert_eq!((on_their_way.sent.len(), lost), (ON_THEIR_WAY_MAX, ON_THEIR_WAY_MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn any_sample_at_any_time_is_in_bounds(
+            samples in proptest::collection::vec((any::<u64>(), any::<u64>()), 1..50),
+        ) {
+            let probes = Probes::new(ms(1_000), 3);
+            for (rtt_us, now_us) in samples {
+                let now = Duration::from_micros(now_us);
+                probes.record("eu", Duration::from_micros(rtt_us), now);
+                let summary = probes.summary("eu", now);
+                if let Some(summary) = summary {
+                    prop_assert!(summary.min_ms > 0.0 && summary.max_ms <= 60_100.0);
+                }
+            }
+        }
+
+        #[test]
+        fn only_requests_are_answered(datagram in proptest::collection::vec(0..3_u8, 0..12)) {
+            let reply = reply_to(&datagram);
+            prop_assert_eq!(reply.is_some(), datagram.len() == 9 && datagram[0] == REQUEST);
+            if let Some(reply) = reply {
+                prop_assert!(reply_to(&reply).is_none());
+            }
+            prop_assert_eq!(OnTheirWay::default().back(&datagram, ms(1)), None);
+        }
     }
 }

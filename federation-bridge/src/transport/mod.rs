@@ -73,6 +73,10 @@ impl Default for Settings {
 }
 
 /// How the sending rate is found.
+///
+/// One stream over an emulated path of 100 ms round trip on two cores (`cargo run --profile test -p
+/// meridian-bridge --example throughput`), in Mbit/s: with 1 % loss BBR 250 and CUBIC 2, without loss
+/// 550 and 540; at 200 ms with 1 % loss 117 and 1.4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
     /// From the measured bandwidth: a lost packet does not slow it down by itself.
