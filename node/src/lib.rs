@@ -1,5 +1,6 @@
 //! The Meridian region server.
 
+pub mod command;
 pub mod config;
 pub mod federation;
 pub mod log;

@@ -1,2 +1,7 @@
-//! The meridian command.
-fn main() {}
+//! The `meridian` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    meridian_node::command::run()
+}

@@ -47,7 +47,10 @@ pub(super) fn run(args: &CertsArgs) -> anyhow::Result<ExitCode> {
             std::fs::create_dir_all(directory)?;
             Authority::create(&SystemClock::new(), *days)?.save(directory)?;
             println!("{}", directory.join("authority.pem").display());
-            println!("Keep {} off the servers: whoever has it can join the mesh.", directory.join("authority.key").display());
+            println!(
+                "Keep {} off the servers: whoever has it can join the mesh.",
+                directory.join("authority.key").display()
+            );
         }
         CertsCommand::Issue { region, server, directory, days } => {
             let authority = Authority::load(directory)?;

@@ -79,6 +79,11 @@ fn ask_admin(address: &str, path: &str) -> anyhow::Result<String> {
         .into();
     let mut response = agent.get(format!("http://{address}{path}")).call()?;
     let body = response.body_mut().read_to_string()?;
-    anyhow::ensure!(response.status().is_success(), "{address}{path} answered {}: {}", response.status(), body.trim());
+    anyhow::ensure!(
+        response.status().is_success(),
+        "{address}{path} answered {}: {}",
+        response.status(),
+        body.trim()
+    );
     Ok(body)
 }

@@ -9,7 +9,9 @@ use meridian_topology::command::{Inputs, PlanArgs};
 use super::ask_admin;
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
     let inputs = Inputs {
         scenario: args.scenario.as_deref().map(read).transpose()?,
         matrix: args.matrix_file().map(read).transpose()?,

@@ -43,6 +43,7 @@ pub struct Hub {
     contact_ms: AtomicU64,
     leadership: OnceLock<watch::Receiver<Leadership>>,
     lease: Arc<LeaseGate>,
+    mesh_report: Mutex<Option<String>>,
     pub(super) metrics: Metrics,
 }
 
@@ -71,9 +72,22 @@ pub(super) struct ReportAnswer {
     pub(super) quorum_age_ms: u64,
     /// What is left of the region's lease, if it needs one.
     pub(super) lease_ms: Option<u64>,
+    /// What the leader knows of the mesh: see [`Hub::set_mesh_report`].
+    pub(super) mesh: Option<String>,
 }
 
 impl Hub {
+    /// What is known of the mesh, in JSON: the leader, which speaks for the region, sets it, and the other
+    /// servers get it with the answers to their reports.
+    pub fn set_mesh_report(&self, report: Option<String>) {
+        *self.mesh_report.lock() = report;
+    }
+
+    /// What is known of the mesh, in JSON.
+    pub fn mesh_report(&self) -> Option<String> {
+        self.mesh_report.lock().clone()
+    }
+
     pub(super) fn new(
         region: RegionId,
         server: u8,
@@ -97,6 +111,7 @@ impl Hub {
             contact_ms,
             leadership: OnceLock::new(),
             lease: Arc::default(),
+            mesh_report: Mutex::default(),
             metrics: Metrics::default(),
         }
     }
@@ -381,6 +396,7 @@ impl Sink for Hub {
         let answer = ReportAnswer {
             quorum_age_ms: millis(now.saturating_sub(self.contact())),
             lease_ms: self.lease.deadline().map(|deadline| millis(deadline.saturating_sub(now))),
+            mesh: self.mesh_report(),
         };
         codec::encode(&answer).map(Bytes::from).map_err(|e| e.to_string())
     }

@@ -32,6 +32,16 @@ impl LeaseGate {
         self.changed.notify_one();
     }
 
+    /// The lease holds until `deadline` at least: what was granted once stays granted, whoever leads. From
+    /// then on a lease is needed.
+    pub fn extend(&self, deadline: Duration) {
+        let deadline_ms = millis(deadline).min(FOREVER - 1);
+        let later = |current| Some(if current == FOREVER { deadline_ms } else { deadline_ms.max(current) });
+        // The closure always returns a value.
+        let _ = self.deadline_ms.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+        self.changed.notify_one();
+    }
+
     /// The deadline, if a lease is needed.
     pub fn deadline(&self) -> Option<Duration> {
         let deadline_ms = self.deadline_ms.load(Ordering::Acquire);

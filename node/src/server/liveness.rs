@@ -91,7 +91,11 @@ pub(super) async fn report(service: Arc<Service>) {
             Ok(answer) => {
                 reported = sent;
                 hub.in_contact(sent.saturating_sub(Duration::from_millis(answer.quorum_age_ms)));
-                hub.lease().set(answer.lease_ms.map(|left| sent + Duration::from_millis(left)));
+                match answer.lease_ms {
+                    None => hub.lease().set(None),
+                    Some(left) => hub.lease().extend(sent + Duration::from_millis(left)),
+                }
+                hub.set_mesh_report(answer.mesh);
             }
             Err(error) => tracing::debug!(%error, "no report to the leader"),
         }

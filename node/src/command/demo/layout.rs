@@ -12,8 +12,8 @@ use meridian_topology::matrix::Matrix;
 use meridian_wan::{Wan, WanDelays};
 
 use crate::config::{
-    AdminConfig, ClientConfig, LogConfig, MeshConfig, MeshRegion, Role, SecurityConfig, ServerConfig, ServerEntry,
-    SubtreeConfig, SubtreeMode, server_name,
+    AdminConfig, ClientConfig, LogConfig, MeshConfig, MeshRegion, Role, SecurityConfig, ServerConfig,
+    ServerEntry, SubtreeConfig, SubtreeMode, server_name,
 };
 
 /// More regions, or servers of one, would not fit the scheme of ports.
@@ -58,9 +58,9 @@ pub(super) fn delays(matrix: &Matrix, none: bool) -> anyhow::Result<WanDelays> {
     }
     for (i, a) in regions.iter().enumerate() {
         for b in &regions[..i] {
-            let rtt = matrix
-                .round_trip(a, b)
-                .with_context(|| format!("there is no round trip between {a} and {b}; add the pair to the file"))?;
+            let rtt = matrix.round_trip(a, b).with_context(|| {
+                format!("there is no round trip between {a} and {b}; add the pair to the file")
+            })?;
             delays = delays.round_trip(a, b, Duration::from_secs_f64(rtt.p50_ms / 1_000.0))?;
         }
     }
@@ -95,7 +95,12 @@ fn loopback(port: u16) -> SocketAddr {
 
 impl Layout {
     /// Lays a demo out: finds free ports, makes certificates, opens relays and writes configurations.
-    pub(super) async fn make(shape: Shape, directory: &Path, wan: &Wan, first_port: u16) -> anyhow::Result<Self> {
+    pub(super) async fn make(
+        shape: Shape,
+        directory: &Path,
+        wan: &Wan,
+        first_port: u16,
+    ) -> anyhow::Result<Self> {
         let servers = shape.voters + shape.observers;
         let bases = (0..20).map(|i| first_port + 1_000 * i);
         let free = |base: &u16| {

@@ -126,7 +126,9 @@ async fn control_links(command: &LinkCommand, port: u16) -> anyhow::Result<ExitC
     let command: control::Command = words.trim().parse()?;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let answer = control::send(address, &command).await.with_context(|| {
-        format!("no running demo answered on port {port}; start `meridian demo`, or name its port with --control")
+        format!(
+            "no running demo answered on port {port}; start `meridian demo`, or name its port with --control"
+        )
     })?;
     println!("{answer}");
     Ok(ExitCode::SUCCESS)
@@ -143,7 +145,8 @@ async fn run_mesh(args: DemoArgs) -> anyhow::Result<ExitCode> {
     };
     let directory = match (&args.data, &temporary) {
         (Some(directory), _) => {
-            std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
             std::path::absolute(directory)?
         }
         (None, Some(temporary)) => temporary.path().to_path_buf(),
@@ -173,7 +176,8 @@ async fn run_mesh(args: DemoArgs) -> anyhow::Result<ExitCode> {
 fn read_matrix(args: &DemoArgs) -> anyhow::Result<Matrix> {
     let mut matrix = match &args.rtt {
         Some(file) => {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
             let (matrix, findings) = matrix::parse(&text);
             if meridian_topology::diagnostic::has_errors(&findings) {
                 anyhow::bail!("{}: {}", file.display(), meridian_topology::report::findings(&findings));
@@ -273,31 +277,52 @@ fn print_ready(
             )?;
         }
     }
-    writeln!(out, "\nRound trips, ms (measured p50{}):", if delay == Delay::Wan { " / asked for" } else { "" })?;
+    writeln!(
+        out,
+        "\nRound trips, ms (measured p50{}):",
+        if delay == Delay::Wan { " / asked for" } else { "" }
+    )?;
     print_round_trips(out, layout, matrix, ready, delay)?;
     writeln!(out, "\nShared subtrees:")?;
     for subtree in &ready.subtrees {
         match &subtree.home {
-            None => writeln!(out, "  {:<10} global: a majority of the regions agrees on every write", subtree.path)?,
-            Some(home) => writeln!(out, "  {:<10} homed in {home}: written there, read everywhere", subtree.path)?,
+            None => writeln!(
+                out,
+                "  {:<10} global: a majority of the regions agrees on every write",
+                subtree.path
+            )?,
+            Some(home) => {
+                writeln!(out, "  {:<10} homed in {home}: written there, read everywhere", subtree.path)?
+            }
         }
     }
     writeln!(out, "  everything else is local to its region")?;
     let client = |region: usize| &ready.regions[region].servers[0].client;
     writeln!(out, "\nTry it (pip install kazoo):")?;
-    writeln!(out, "  python3 -c \"from kazoo.client import KazooClient as K; k = K('{}'); k.start(); \\", client(0))?;
+    writeln!(
+        out,
+        "  python3 -c \"from kazoo.client import KazooClient as K; k = K('{}'); k.start(); \\",
+        client(0)
+    )?;
     writeln!(out, "    k.ensure_path('/global/demo'); print(k.create('/global/demo/n-', sequence=True))\"")?;
     let last = ready.regions.len() - 1;
     writeln!(out, "  zkCli.sh -server {} ls /global/demo", client(last))?;
     if ready.regions.len() > 1 {
         let program = std::env::current_exe()?;
-        let port =
-            if control.port() == CONTROL_PORT { String::new() } else { format!(" --control {}", control.port()) };
+        let port = if control.port() == CONTROL_PORT {
+            String::new()
+        } else {
+            format!(" --control {}", control.port())
+        };
         let (first, last) = (&ready.regions[0].name, &ready.regions[last].name);
         writeln!(out, "  {} demo cut {first} {last}{port}      # and: demo heal{port}", program.display())?;
     }
     writeln!(out, "\nLogs and configurations: {}", layout.directory.display())?;
-    writeln!(out, "Ctrl-C stops everything{}.", if layout.is_temporary() { " and leaves nothing behind" } else { "" })?;
+    writeln!(
+        out,
+        "Ctrl-C stops everything{}.",
+        if layout.is_temporary() { " and leaves nothing behind" } else { "" }
+    )?;
     Ok(())
 }
 

@@ -55,12 +55,19 @@ impl Servers {
             for server in layout.servers() {
                 if look.contains_key(&server.name) && serving.insert(server.name.clone()) && !quiet {
                     let (count, all) = (serving.len(), layout.servers().count());
-                    eprintln!("  [{count:>2}/{all}] {} serves after {:.1} s", server.name, started.elapsed().as_secs_f64());
+                    eprintln!(
+                        "  [{count:>2}/{all}] {} serves after {:.1} s",
+                        server.name,
+                        started.elapsed().as_secs_f64()
+                    );
                 }
             }
             if is_ready(layout, &look) {
                 if !quiet {
-                    eprintln!("  the regions have found each other after {:.1} s", started.elapsed().as_secs_f64());
+                    eprintln!(
+                        "  the regions have found each other after {:.1} s",
+                        started.elapsed().as_secs_f64()
+                    );
                 }
                 return Ok(self.ready(layout, &look));
             }
