@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::compare::{self, CompareArgs};
 use crate::latency::{self, LatencyArgs};
 use crate::load::{self, LoadArgs};
 
@@ -12,7 +13,9 @@ Examples:
   meridian-bench latency --start
       Latencies in every region of a demo mesh, beside what its round trips allow.
   meridian-bench load --servers 127.0.0.1:2181 --op set
-      Throughput and latency of any ZooKeeper-protocol server.";
+      Throughput and latency of any ZooKeeper-protocol server.
+  meridian-bench compare --seconds 30
+      Apache ZooKeeper and Meridian under the same loads.";
 
 /// Measures ZooKeeper-protocol servers from outside, as their clients see them.
 #[derive(Debug, Parser)]
@@ -26,6 +29,7 @@ struct Arguments {
 enum Command {
     Latency(LatencyArgs),
     Load(LoadArgs),
+    Compare(CompareArgs),
 }
 
 /// Runs the command that the command line names.
@@ -33,6 +37,7 @@ pub fn run() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Latency(args) => block_on(1, latency::run(&args)),
         Command::Load(args) => block_on(args.threads(), load::run(&args)),
+        Command::Compare(args) => block_on(args.threads(), compare::run(&args)),
     };
     result.unwrap_or_else(|error| {
         eprintln!("meridian-bench: {error:#}");

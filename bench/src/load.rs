@@ -160,7 +160,7 @@ pub struct LoadReport {
     pub errors: u64,
     /// The first of them.
     pub first_error: Option<String>,
-    /// Requests that were due but could not be sent before the end; their latency counts up to the end.
+    /// Requests that were due but had no room before the end; their latency counts up to the end.
     pub unsent: u64,
     /// Processor time of the servers' processes per operation, if they were named.
     pub server_cpu_us_per_operation: Option<f64>,
@@ -313,7 +313,7 @@ fn print(report: &LoadReport) {
         "{operation}: {} connections, {way}, {} bytes, {} s\n",
         shape.connections, shape.size, shape.seconds
     );
-    let mut table = Table::new(["", ""], 0);
+    let mut table = Table::new(["figure", "value"], 0);
     table.row(["operations per second".into(), format!("{:.0}", report.throughput)]);
     let Percentiles { p50, p90, p99, p999, max, mean } = report.latency_us;
     let ms = |us: f64| format!("{:.3}", us / 1e3);

@@ -252,15 +252,23 @@ impl Worker {
                 self.answered(&reply, window, &mut outcome)?;
             }
         }
-        while let Some(due) = schedule.next().and_then(|_| schedule.take(window.end)) {
+        if self.held_back {
+            self.count_unsent(&mut schedule, window, &mut outcome);
+        }
+        outcome.created.push((self.number, self.created));
+        self.client.close().await?;
+        Ok(outcome)
+    }
+
+    /// What waited for room to the end took at least as long as it waited.
+    fn count_unsent(&self, schedule: &mut Schedule, window: Window, outcome: &mut Outcome) {
+        while let Schedule::Open { .. } = schedule {
+            let Some(due) = schedule.take(window.end) else { break };
             outcome.unsent += 1;
             if window.contains(due) {
                 outcome.record(window.end - due);
             }
         }
-        outcome.created.push((self.number, self.created));
-        self.client.close().await?;
-        Ok(outcome)
     }
 
     /// Submits what is due and has room.
