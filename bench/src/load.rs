@@ -52,7 +52,7 @@ pub struct LoadArgs {
     #[command(flatten)]
     shape: Shape,
     /// Open loop: this many requests are due per second, over all connections
-    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     rate: Option<u32>,
     /// Processes of the servers, whose processor time is measured
     #[arg(long, value_name = "P,Q,...", value_delimiter = ',')]
@@ -246,11 +246,18 @@ impl Load {
         let begin = Instant::now() + Duration::from_secs(self.shape.warm_up.into());
         let window = Window { begin, end: begin + Duration::from_secs(self.shape.seconds.into()) };
         let mut working: JoinSet<_> = workers.into_iter().map(|worker| worker.work(window)).collect();
-        let cpu = tokio::select! {
-            cpu = cpu_within(window, pids) => cpu?,
-            failed = first_failure(&mut working) => return Err(failed),
-        };
         let mut outcome = Outcome::default();
+        let cpu = {
+            let sampling = cpu_within(window, pids);
+            tokio::pin!(sampling);
+            loop {
+                // A connection that fails ends the load at once; one that is done early counts.
+                tokio::select! {
+                    cpu = &mut sampling => break cpu?,
+                    Some(finished) = working.join_next() => outcome.add(finished??)?,
+                }
+            }
+        };
         while let Some(finished) = working.join_next().await {
             outcome.add(finished??)?;
         }
@@ -260,7 +267,12 @@ impl Load {
     }
 
     fn report(&self, outcome: &Outcome, cpu: CpuTime) -> anyhow::Result<LoadReport> {
-        ensure!(outcome.completed > 0, "no request was answered in {} s", self.shape.seconds);
+        ensure!(
+            outcome.completed > 0,
+            "no request succeeded in {} s; the first error: {}",
+            self.shape.seconds,
+            outcome.first_error.as_deref().unwrap_or("none")
+        );
         let operations = outcome.completed as f64;
         let seconds = f64::from(self.shape.seconds);
         let per_operation = |time: Duration| time.as_secs_f64() * 1e6 / operations;
@@ -292,15 +304,6 @@ async fn cpu_within(window: Window, pids: &[u32]) -> anyhow::Result<CpuTime> {
     let servers = after.0.saturating_sub(before.0);
     let client = after.1.saturating_sub(before.1);
     Ok(CpuTime { servers: (!pids.is_empty()).then_some(servers), client })
-}
-
-/// Waits for a worker to end before its time, which none does but with an error.
-async fn first_failure(working: &mut JoinSet<anyhow::Result<Outcome>>) -> anyhow::Error {
-    match working.join_next().await {
-        Some(Ok(Err(error))) => error,
-        Some(Err(error)) => error.into(),
-        Some(Ok(Ok(_))) | None => std::future::pending().await,
-    }
 }
 
 fn print(report: &LoadReport) {
