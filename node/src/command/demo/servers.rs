@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use super::layout::{DemoServer, Layout};
 use super::{LOOK_INTERVAL, Ready, ReadyRegion, ReadyServer, ReadySubtree};
@@ -21,6 +21,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The processes, in the order of the layout.
 pub(super) struct Servers {
     children: Vec<Child>,
+    /// The other ends of their standard inputs: a server stops when its own ends.
+    inputs: Vec<ChildStdin>,
 }
 
 impl Servers {
@@ -43,7 +45,10 @@ impl Servers {
                 .with_context(|| format!("cannot start server {}", server.name))?;
             Ok(child)
         };
-        Ok(Self { children: layout.servers().map(start).collect::<anyhow::Result<_>>()? })
+        let mut children = layout.servers().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        // Waiting for a child would close its input.
+        let inputs = children.iter_mut().filter_map(|child| child.stdin.take()).collect();
+        Ok(Self { children, inputs })
     }
 
     /// Waits until every server serves, every region has a leader and the regions know each other.
@@ -143,10 +148,7 @@ impl Servers {
 
     /// Stops all servers: gently, then not.
     pub(super) async fn stop(&mut self) {
-        for child in &mut self.children {
-            // The end of its standard input tells a server to stop.
-            drop(child.stdin.take());
-        }
+        self.inputs.clear();
         let ending: FuturesUnordered<_> = self
             .children
             .iter_mut()
