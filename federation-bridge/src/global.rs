@@ -174,12 +174,13 @@ impl GlobalGroup {
         }))
     }
 
-    /// Makes sure, by hearing from a majority of regions after this call, that this region leads.
+    /// Makes sure, by hearing from a majority of regions after this call, that this region leads, and that
+    /// everything the group had agreed on by then is applied here.
     ///
     /// # Errors
     /// If it does not, or can't be sure.
     pub async fn confirm_leadership(&self) -> io::Result<()> {
-        let confirmed = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
+        let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
         confirmed.map(drop).map_err(|e| io::Error::other(e.to_string()))
     }
 
