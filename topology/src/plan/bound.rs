@@ -13,8 +13,8 @@ pub(super) struct Bounds<'w> {
     nearest_first: Vec<Vec<usize>>,
     /// Per leader: mean and largest way of the clients to it, ms.
     ways: Vec<(f64, f64)>,
-    /// Per leader: the largest mean way of the remaining clients after a loss of another region, ms.
-    ways_after_loss: Vec<f64>,
+    /// Per leader and lost region: mean way of the remaining clients to the leader, ms.
+    ways_after_loss: Vec<Vec<f64>>,
     unavailability: HashMap<(Design, Vec<u8>), f64>,
     least_unavailability: HashMap<(Design, Vec<u8>, u8, u8), f64>,
     least_after_leader_loss: HashMap<(Design, usize, u8), f64>,
@@ -32,10 +32,7 @@ impl<'w> Bounds<'w> {
             })
             .collect();
         let ways_after_loss = (0..regions)
-            .map(|leader| {
-                let lost = (0..regions).filter(|lost| *lost != leader);
-                lost.map(|lost| mean_way_after_loss_ms(world, leader, lost)).fold(0.0, f64::max)
-            })
+            .map(|leader| (0..regions).map(|lost| mean_way_after_loss_ms(world, leader, lost)).collect())
             .collect();
         Bounds {
             world,
@@ -83,7 +80,7 @@ impl<'w> Bounds<'w> {
         let (mean_way_ms, longest_way_ms) = self.ways[partial.leader];
         let mean_write_ms = model.client_rtt_ms + mean_way_ms + commit_ms;
         let worst_write_ms = model.client_rtt_ms + longest_way_ms + commit_ms;
-        let stays_ms = model.client_rtt_ms + self.ways_after_loss[partial.leader] + commit_ms;
+        let stays_ms = model.client_rtt_ms + self.longest_way_after_loss_ms(partial.leader) + commit_ms;
         let after_loss_ms = stays_ms.max(self.after_leader_loss_ms(partial));
         let voters =
             partial.voters.iter().map(|count| usize::from(*count)).sum::<usize>() + usize::from(partial.left);
@@ -97,6 +94,51 @@ impl<'w> Bounds<'w> {
             voters,
             wan_copies: wan_copies(&world.space, partial, voters),
         }
+    }
+
+    /// Mean and longest median write of the clients, ms.
+    pub(super) fn write_ms(&self, layout: &Layout, commit_ms: f64) -> (f64, f64) {
+        let model = &self.world.model;
+        if layout.design == Design::Two && model.pipeline.commits() > 0 {
+            return (model.mean_write_ms(layout), model.worst_write_ms(layout));
+        }
+        let (mean_way_ms, longest_way_ms) = self.ways[layout.leader];
+        let rest_ms = model.client_rtt_ms + commit_ms;
+        (rest_ms + mean_way_ms, rest_ms + longest_way_ms)
+    }
+
+    /// [`Layout::worst_after_loss_ms`], sooner: most of it is known before the layout is.
+    pub(super) fn after_loss_ms(&self, layout: &Layout, commit_ms: f64) -> f64 {
+        let model = &self.world.model;
+        if layout.design == Design::Two && model.pipeline.commits() > 0 {
+            return layout.worst_after_loss_ms(model, &self.world.succession);
+        }
+        let leader = layout.leader;
+        let mut worst_ms = self.after_leader_is_lost_ms(layout);
+        for lost in (0..layout.voters.len()).filter(|lost| *lost != leader) {
+            let commit_ms = match layout.voters[lost] {
+                0 => commit_ms,
+                _ => model.commit_without_ms(layout, leader, Some(lost)).unwrap_or(f64::INFINITY),
+            };
+            worst_ms = worst_ms.max(self.ways_after_loss[leader][lost] + commit_ms);
+        }
+        model.client_rtt_ms + worst_ms
+    }
+
+    /// The way and the commit under the region that takes over, ms.
+    fn after_leader_is_lost_ms(&self, layout: &Layout) -> f64 {
+        let World { model, succession, .. } = self.world;
+        let lost = layout.leader;
+        let under = |leader: usize| {
+            let commit_ms = model.commit_without_ms(layout, leader, Some(lost))?;
+            Some(self.ways_after_loss[leader][lost] + commit_ms)
+        };
+        succession.successor(model, layout, under).and_then(under).unwrap_or(f64::INFINITY)
+    }
+
+    fn longest_way_after_loss_ms(&self, leader: usize) -> f64 {
+        let ways = self.ways_after_loss[leader].iter().enumerate();
+        ways.filter(|(lost, _)| *lost != leader).map(|(_, way_ms)| *way_ms).fold(0.0, f64::max)
     }
 
     /// What is left acknowledges no earlier than the nearest undecided region.

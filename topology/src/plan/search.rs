@@ -105,20 +105,33 @@ impl<'w> Search<'w> {
     }
 
     fn figures(&mut self, layout: &Layout) -> Figures {
+        let least = self.figures_but_after_loss(layout);
+        let after_loss_ms = self.bounds.after_loss_ms(layout, self.world.model.commit_ms(layout));
+        let objective_ms = self.objective.of(least.mean_write_ms, least.worst_write_ms, after_loss_ms);
+        Figures { objective_ms, after_loss_ms, ..least }
+    }
+
+    /// The figures that cost little, and zero for the time after a loss.
+    fn figures_but_after_loss(&mut self, layout: &Layout) -> Figures {
         let world = self.world;
-        let model = &world.model;
-        let (mean_write_ms, worst_write_ms) = (model.mean_write_ms(layout), model.worst_write_ms(layout));
-        let after_loss_ms = layout.worst_after_loss_ms(model, &world.succession);
+        let (mean_write_ms, worst_write_ms) = self.bounds.write_ms(layout, world.model.commit_ms(layout));
         Figures {
-            objective_ms: self.objective.of(mean_write_ms, worst_write_ms, after_loss_ms),
+            objective_ms: self.objective.of(mean_write_ms, worst_write_ms, 0.0),
             preference: world.preference(layout.leader),
             mean_write_ms,
             worst_write_ms,
-            after_loss_ms,
+            after_loss_ms: 0.0,
             unavailability: self.bounds.unavailability(layout),
             voters: layout.voter_count(),
             wan_copies: layout.wan_copies_per_write(),
         }
+    }
+
+    /// Whether a layout with figures of at least these is neither among the best nor on the front.
+    fn hopeless(&self, least: &Figures) -> bool {
+        let too_late = self.best.len() >= self.keep
+            && self.best.last().is_some_and(|last| order(least, &last.figures) != Ordering::Less);
+        too_late && (!self.feasible_only || self.front.iter().any(|member| covers(&member.figures, least)))
     }
 
     /// Ranks by the p99 what the mean has found, together with the layout of the least p99.
@@ -145,17 +158,15 @@ impl Guide for Search<'_> {
             return true;
         }
         let least = self.bounds.figures(partial, self.objective);
-        let too_late = self.best.len() >= self.keep
-            && self
-                .best
-                .get(self.keep - 1)
-                .is_some_and(|last| order(&least, &last.figures) != Ordering::Less);
-        too_late && (!self.feasible_only || self.front.iter().any(|member| covers(&member.figures, &least)))
+        self.hopeless(&least)
     }
 
     fn visit(&mut self, layout: &Layout) {
         let feasible = self.world.allows(layout);
-        if self.feasible_only && !feasible {
+        if (self.feasible_only && !feasible) || {
+            let least = self.figures_but_after_loss(layout);
+            self.hopeless(&least)
+        } {
             return;
         }
         let standing =
@@ -200,14 +211,16 @@ fn rounded(ms: f64) -> i64 {
     (ms / SAME_MS).round() as i64
 }
 
-/// The counts of the Pareto front, as whole numbers: unavailability in steps of a millionth of a
-/// millionth.
+/// Unavailability below this is as good as none: a thirtieth of a second a year.
+const SAME_UNAVAILABILITY: f64 = 1e-9;
+
+/// The counts of the Pareto front, in whole steps.
 fn counts(figures: &Figures) -> [i64; 6] {
     [
         rounded(figures.mean_write_ms),
         rounded(figures.worst_write_ms),
         rounded(figures.after_loss_ms),
-        (figures.unavailability * 1e12).round() as i64,
+        (figures.unavailability / SAME_UNAVAILABILITY) as i64,
         figures.voters as i64,
         figures.wan_copies as i64,
     ]
