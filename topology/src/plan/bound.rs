@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::Objective;
 use super::search::Figures;
-use crate::layout::{Design, Layout, Partial, Space, VOTERS_MAX};
+use crate::latency::Times;
+use crate::layout::{Design, Layout, Partial, Space};
 use crate::scenario::World;
 
 /// Bounds for one world; keeps what partial layouts share.
@@ -76,7 +77,7 @@ impl<'w> Bounds<'w> {
     pub(super) fn figures(&mut self, partial: &Partial<'_>, objective: Objective) -> Figures {
         let world = self.world;
         let model = &world.model;
-        let commit_ms = self.commit_ms(partial);
+        let commit_ms = self.commit_ms(partial, None);
         let (mean_way_ms, longest_way_ms) = self.ways[partial.leader];
         let mean_write_ms = model.client_rtt_ms + mean_way_ms + commit_ms;
         let worst_write_ms = model.client_rtt_ms + longest_way_ms + commit_ms;
@@ -141,42 +142,43 @@ impl<'w> Bounds<'w> {
         ways.filter(|(lost, _)| *lost != leader).map(|(_, way_ms)| *way_ms).fold(0.0, f64::max)
     }
 
-    /// What is left acknowledges no earlier than the nearest undecided region.
-    fn commit_ms(&self, partial: &Partial<'_>) -> f64 {
+    /// A bound on the time after a loss that also loses each region decided on; at least `known_ms`.
+    pub(super) fn after_any_loss_ms(&self, partial: &Partial<'_>, known_ms: f64) -> f64 {
+        let ways = &self.ways_after_loss[partial.leader];
+        (0..partial.voters.len())
+            .filter(|lost| *lost != partial.leader && partial.voters[*lost] > 0)
+            .map(|lost| self.world.model.client_rtt_ms + ways[lost] + self.commit_ms(partial, Some(lost)))
+            .fold(known_ms, f64::max)
+    }
+
+    /// The earliest commit, without the `lost` region: what is left to place acknowledges no
+    /// earlier than the nearest undecided region.
+    fn commit_ms(&self, partial: &Partial<'_>, lost: Option<usize>) -> f64 {
         let model = &self.world.model;
         let Partial { design, leader, voters, total, left, .. } = *partial;
-        let mut times = [0.0; VOTERS_MAX + 1];
-        let mut count = 0;
-        let mut push = |value: f64, copies: u8| {
-            for slot in times.iter_mut().skip(count).take(usize::from(copies)) {
-                *slot = value;
-                count += 1;
-            }
-        };
-        let at_leader = voters[leader];
-        let own_ms = model.local_commit_ms(at_leader);
+        let mut times = Times::new();
+        let own_ms = model.local_commit_ms(voters[leader]);
         match design {
             Design::Flat => {
-                push(model.fsync_ms, 1);
-                push(model.fsync_ms + model.zone_ms, at_leader - 1);
+                times.push(model.fsync_ms, 1);
+                times.push(model.fsync_ms + model.zone_ms, voters[leader] - 1);
             }
-            Design::Hier => push(own_ms, 1),
+            Design::Hier => times.push(own_ms, 1),
             Design::Two => {}
         }
-        for (region, size) in
-            voters.iter().enumerate().filter(|(region, size)| *region != leader && **size > 0)
-        {
-            let copies = if design == Design::Flat { *size } else { 1 };
-            push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
+        for (region, size) in voters.iter().enumerate() {
+            if *size > 0 && region != leader && lost != Some(region) {
+                let copies = if design == Design::Flat { *size } else { 1 };
+                times.push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
+            }
         }
-        push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
-        let quorum = usize::from(total) / 2 + usize::from(design != Design::Two);
-        let times = &mut times[..count];
-        let last_ms = match quorum.checked_sub(1) {
-            Some(index) if index < times.len() => *times.select_nth_unstable_by(index, f64::total_cmp).1,
-            _ => 0.0,
-        };
-        if design == Design::Two { last_ms.max(own_ms) } else { last_ms }
+        times.push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
+        let others = usize::from(total) / 2;
+        match design {
+            Design::Flat | Design::Hier => times.kth_smallest(others + 1).unwrap_or(f64::INFINITY),
+            Design::Two if others == 0 => own_ms,
+            Design::Two => times.kth_smallest(others).map_or(f64::INFINITY, |vote| vote.max(own_ms)),
+        }
     }
 
     /// The least mean write when the leader's region is lost: the best successor with the nearest

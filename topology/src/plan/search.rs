@@ -56,7 +56,7 @@ pub(super) struct Search<'w> {
     bounds: Bounds<'w>,
     /// The best so far, sorted once `keep` are there.
     best: Vec<Standing>,
-    front: Vec<Standing>,
+    front: Vec<(Counts, Standing)>,
 }
 
 impl<'w> Search<'w> {
@@ -83,14 +83,15 @@ impl<'w> Search<'w> {
         } else if self.objective == Objective::P99 {
             self.rank_by_tail();
         }
-        for member in &self.front {
+        for (_, member) in &self.front {
             if self.best.iter().all(|standing| standing.layout != member.layout) {
                 self.best.push(member.clone());
             }
         }
         for standing in &mut self.best {
-            let unbeaten = !self.front.iter().any(|member| beats(&member.figures, &standing.figures));
-            standing.on_front = standing.feasible && unbeaten;
+            let own = counts(&standing.figures);
+            let beaten = self.front.iter().any(|(counts, _)| *counts != own && covers(counts, &own));
+            standing.on_front = standing.feasible && !beaten;
         }
         self.best.sort_by(rank);
         self.best
@@ -131,13 +132,17 @@ impl<'w> Search<'w> {
     fn hopeless(&self, least: &Figures) -> bool {
         let too_late = self.best.len() >= self.keep
             && self.best.last().is_some_and(|last| order(least, &last.figures) != Ordering::Less);
-        too_late && (!self.feasible_only || self.front.iter().any(|member| covers(&member.figures, least)))
+        too_late && (!self.feasible_only || self.is_covered(&counts(least)))
+    }
+
+    fn is_covered(&self, figures: &Counts) -> bool {
+        self.front.iter().any(|(member, _)| covers(member, figures))
     }
 
     /// Ranks by the p99 what the mean has found, together with the layout of the least p99.
     fn rank_by_tail(&mut self) {
         let mut assessor = Assessor::new(self.world);
-        for standing in self.best.iter_mut().chain(&mut self.front) {
+        for standing in self.best.iter_mut().chain(self.front.iter_mut().map(|(_, member)| member)) {
             standing.figures.objective_ms = assessor.p99_write_ms(&standing.layout);
         }
         self.best.sort_by(rank);
@@ -158,7 +163,12 @@ impl Guide for Search<'_> {
             return true;
         }
         let least = self.bounds.figures(partial, self.objective);
-        self.hopeless(&least)
+        self.hopeless(&least) || {
+            let after_loss_ms = self.bounds.after_any_loss_ms(partial, least.after_loss_ms);
+            let objective_ms = self.objective.of(least.mean_write_ms, least.worst_write_ms, after_loss_ms);
+            after_loss_ms > least.after_loss_ms
+                && self.hopeless(&Figures { objective_ms, after_loss_ms, ..least })
+        }
     }
 
     fn visit(&mut self, layout: &Layout) {
@@ -169,11 +179,12 @@ impl Guide for Search<'_> {
         } {
             return;
         }
-        let standing =
-            Standing { layout: layout.clone(), figures: self.figures(layout), feasible, on_front: false };
-        if feasible && !self.front.iter().any(|member| covers(&member.figures, &standing.figures)) {
-            self.front.retain(|member| !covers(&standing.figures, &member.figures));
-            self.front.push(standing.clone());
+        let figures = self.figures(layout);
+        let own = counts(&figures);
+        let standing = Standing { layout: layout.clone(), figures, feasible, on_front: false };
+        if feasible && !self.is_covered(&own) {
+            self.front.retain(|(member, _)| !covers(&own, member));
+            self.front.push((own, standing.clone()));
         }
         let place = self.best.partition_point(|kept| rank(kept, &standing) == Ordering::Less);
         if place < self.keep {
@@ -208,14 +219,16 @@ fn order(a: &Figures, b: &Figures) -> Ordering {
 
 /// Latency in steps of [`SAME_MS`]: an order that stays transitive.
 fn rounded(ms: f64) -> i64 {
-    (ms / SAME_MS).round() as i64
+    (ms / SAME_MS + 0.5) as i64
 }
 
 /// Unavailability below this is as good as none: a thirtieth of a second a year.
 const SAME_UNAVAILABILITY: f64 = 1e-9;
 
-/// The counts of the Pareto front, in whole steps.
-fn counts(figures: &Figures) -> [i64; 6] {
+/// What the Pareto front counts, in whole steps.
+type Counts = [i64; 6];
+
+fn counts(figures: &Figures) -> Counts {
     [
         rounded(figures.mean_write_ms),
         rounded(figures.worst_write_ms),
@@ -227,11 +240,6 @@ fn counts(figures: &Figures) -> [i64; 6] {
 }
 
 /// Whether `a` is as good as `b` on every count.
-fn covers(a: &Figures, b: &Figures) -> bool {
-    counts(a).iter().zip(&counts(b)).all(|(x, y)| x <= y)
-}
-
-/// Whether `a` is as good as `b` on every count and better on one.
-fn beats(a: &Figures, b: &Figures) -> bool {
-    covers(a, b) && counts(a) != counts(b)
+fn covers(a: &Counts, b: &Counts) -> bool {
+    a.iter().zip(b).all(|(x, y)| x <= y)
 }
