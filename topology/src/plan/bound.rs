@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Objective;
 use super::search::Figures;
-use crate::latency::Times;
+use crate::latency::{Model, Times};
 use crate::layout::{Design, Layout, Partial, Space};
 use crate::scenario::World;
 
@@ -77,7 +77,7 @@ impl<'w> Bounds<'w> {
     pub(super) fn figures(&mut self, partial: &Partial<'_>, objective: Objective) -> Figures {
         let world = self.world;
         let model = &world.model;
-        let commit_ms = self.commit_ms(partial, None);
+        let commit_ms = least_commit_ms(model, partial, None);
         let (mean_way_ms, longest_way_ms) = self.ways[partial.leader];
         let mean_write_ms = model.client_rtt_ms + mean_way_ms + commit_ms;
         let worst_write_ms = model.client_rtt_ms + longest_way_ms + commit_ms;
@@ -93,7 +93,7 @@ impl<'w> Bounds<'w> {
             after_loss_ms,
             unavailability: self.least_unavailability(partial),
             voters,
-            wan_copies: wan_copies(&world.space, partial, voters),
+            wan_copies: wan_copies(&world.space, partial),
         }
     }
 
@@ -147,38 +147,12 @@ impl<'w> Bounds<'w> {
         let ways = &self.ways_after_loss[partial.leader];
         (0..partial.voters.len())
             .filter(|lost| *lost != partial.leader && partial.voters[*lost] > 0)
-            .map(|lost| self.world.model.client_rtt_ms + ways[lost] + self.commit_ms(partial, Some(lost)))
+            .map(|lost| {
+                self.world.model.client_rtt_ms
+                    + ways[lost]
+                    + least_commit_ms(&self.world.model, partial, Some(lost))
+            })
             .fold(known_ms, f64::max)
-    }
-
-    /// The earliest commit, without the `lost` region: what is left to place acknowledges no
-    /// earlier than the nearest undecided region.
-    fn commit_ms(&self, partial: &Partial<'_>, lost: Option<usize>) -> f64 {
-        let model = &self.world.model;
-        let Partial { design, leader, voters, total, left, .. } = *partial;
-        let mut times = Times::new();
-        let own_ms = model.local_commit_ms(voters[leader]);
-        match design {
-            Design::Flat => {
-                times.push(model.fsync_ms, 1);
-                times.push(model.fsync_ms + model.zone_ms, voters[leader] - 1);
-            }
-            Design::Hier => times.push(own_ms, 1),
-            Design::Two => {}
-        }
-        for (region, size) in voters.iter().enumerate() {
-            if *size > 0 && region != leader && lost != Some(region) {
-                let copies = if design == Design::Flat { *size } else { 1 };
-                times.push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
-            }
-        }
-        times.push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
-        let others = usize::from(total) / 2;
-        match design {
-            Design::Flat | Design::Hier => times.kth_smallest(others + 1).unwrap_or(f64::INFINITY),
-            Design::Two if others == 0 => own_ms,
-            Design::Two => times.kth_smallest(others).map_or(f64::INFINITY, |vote| vote.max(own_ms)),
-        }
     }
 
     /// The least mean write when the leader's region is lost: the best successor with the nearest
@@ -194,7 +168,14 @@ impl<'w> Bounds<'w> {
                 .map(|successor| {
                     world.model.client_rtt_ms
                         + mean_way_after_loss_ms(world, successor, leader)
-                        + least_commit_ms(world, design, successor, leader, total, &nearest_first[successor])
+                        + least_commit_of_successor_ms(
+                            world,
+                            design,
+                            successor,
+                            leader,
+                            total,
+                            &nearest_first[successor],
+                        )
                 })
                 .fold(f64::INFINITY, f64::min)
         })
@@ -230,6 +211,35 @@ impl<'w> Bounds<'w> {
     }
 }
 
+/// The earliest commit, without the `lost` region: what is left to place acknowledges no
+/// earlier than the nearest undecided region.
+pub(super) fn least_commit_ms(model: &Model, partial: &Partial<'_>, lost: Option<usize>) -> f64 {
+    let Partial { design, leader, voters, total, left, .. } = *partial;
+    let mut times = Times::new();
+    let own_ms = model.local_commit_ms(voters[leader]);
+    match design {
+        Design::Flat => {
+            times.push(model.fsync_ms, 1);
+            times.push(model.fsync_ms + model.zone_ms, voters[leader] - 1);
+        }
+        Design::Hier => times.push(own_ms, 1),
+        Design::Two => {}
+    }
+    for (region, size) in voters.iter().enumerate() {
+        if *size > 0 && region != leader && lost != Some(region) {
+            let copies = if design == Design::Flat { *size } else { 1 };
+            times.push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
+        }
+    }
+    times.push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
+    let others = usize::from(total) / 2;
+    match design {
+        Design::Flat | Design::Hier => times.kth_smallest(others + 1).unwrap_or(f64::INFINITY),
+        Design::Two if others == 0 => own_ms,
+        Design::Two => times.kth_smallest(others).map_or(f64::INFINITY, |vote| vote.max(own_ms)),
+    }
+}
+
 /// The mean way of the remaining clients to `leader`, as [`Layout::after_loss`] weighs them, ms.
 fn mean_way_after_loss_ms(world: &World, leader: usize, lost: usize) -> f64 {
     let model = &world.model;
@@ -243,9 +253,9 @@ fn mean_way_after_loss_ms(world: &World, leader: usize, lost: usize) -> f64 {
     }
 }
 
-/// The earliest commit under `leader` without `lost`, whatever the layout of that many voters or
+/// The earliest commit of a successor without `lost`, whatever the layout of that many voters or
 /// groups.
-fn least_commit_ms(
+fn least_commit_of_successor_ms(
     world: &World,
     design: Design,
     leader: usize,
@@ -273,19 +283,19 @@ fn least_commit_ms(
     if needed == 0 { model.fsync_ms } else { f64::INFINITY }
 }
 
-fn wan_copies(space: &Space, partial: &Partial<'_>, voters: usize) -> usize {
+fn wan_copies(space: &Space, partial: &Partial<'_>) -> usize {
     let away = |region: &usize| *region != partial.leader;
     if partial.design == Design::Two {
         let served = (0..partial.voters.len()).filter(away).filter(|region| space.served[*region]).count();
         return served.max(usize::from(partial.total) - 1);
     }
-    let decided_empty = (0..partial.voters.len())
-        .filter(away)
-        .filter(|region| {
-            partial.voters[*region] == 0 && space.served[*region] && !partial.undecided.contains(region)
-        })
-        .count();
-    voters - usize::from(partial.voters[partial.leader]) + decided_empty
+    // Every served region costs a copy, for a voter or an observer.
+    let decided: usize = (0..partial.voters.len())
+        .filter(|region| away(region) && !partial.undecided.contains(region))
+        .map(|region| usize::from(partial.voters[region].max(u8::from(space.served[region]))))
+        .sum();
+    let served = partial.undecided.iter().filter(|region| space.served[**region]).count();
+    decided + served.max(usize::from(partial.left))
 }
 
 fn sizes(voters: &[u8]) -> Vec<u8> {

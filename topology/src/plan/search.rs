@@ -66,21 +66,22 @@ impl<'w> Search<'w> {
             world,
             objective,
             keep: keep.max(1),
-            feasible_only: true,
+            feasible_only: world.space.count() > keep as u64,
             bounds: Bounds::new(world),
             best: Vec::new(),
             front: Vec::new(),
         }
     }
 
-    /// The layouts that meet the requirements, best first, the Pareto front among them. If none
-    /// does, the others.
+    /// The layouts that meet the requirements, best first, the Pareto front among them; the others
+    /// behind them if there is room for all, or if none meets the requirements.
     pub(super) fn run(mut self) -> Vec<Standing> {
         self.walk();
-        if self.best.is_empty() {
+        if self.best.is_empty() && self.feasible_only {
             self.feasible_only = false;
             self.walk();
-        } else if self.objective == Objective::P99 {
+        }
+        if self.objective == Objective::P99 && self.best.first().is_some_and(|best| best.feasible) {
             self.rank_by_tail();
         }
         for (_, member) in &self.front {
