@@ -81,7 +81,7 @@ fn wrong_values_are_reported_under_their_key() {
     check_scenario(
         &with("client_rtt = -1\nfsync = {p50 = 8, p99 = 1}\ncoordinates.eu = [100, 0]"),
         expect![[r#"
-            error[bad-latency]: client_rtt: -1 ms is not a time
+            error[bad-latency]: client_rtt: -1 is not a time of 0 to 60000 ms
             error[tail-below-median]: fsync: p99 1 ms lies below p50 8 ms
               help: swap the two, or leave the p99 out
             error[bad-value]: coordinates.eu: 100, 0 is not a latitude and a longitude in degrees
@@ -157,9 +157,9 @@ fn impossible_times_are_refused() {
         "regions = [\"a\", \"b\", \"c\"]\nrtt.a = { b = -10, c = nan }\nrtt.b = { c = { p50 = 10, p99 = 9 } }\n",
         expect![[r#"
             error[bad-latency]: rtt.a.b: a to b: -10 ms is not a round-trip time
-              help: give a positive number of milliseconds, or leave the pair out
+              help: give a number of milliseconds above 0 and up to 60000, or leave the pair out
             error[bad-latency]: rtt.a.c: a to c: NaN ms is not a round-trip time
-              help: give a positive number of milliseconds, or leave the pair out
+              help: give a number of milliseconds above 0 and up to 60000, or leave the pair out
             error[tail-below-median]: rtt.b.c: b to c: p99 9 ms lies below p50 10 ms
               help: swap the two, or leave the p99 out
         "#]],
@@ -288,13 +288,13 @@ fn matrices_are_checked_like_programs() {
     check_matrix(
         "from,to,rtt_ms,p99\na,b,10,9\nb,c,ten,\nc,a,0,\na,,1,\n",
         expect![[r#"
-        error[tail-below-median]: line 2: a to b: p99 9 ms lies below p50 10 ms
-          help: swap the two, or leave the p99 out
-        error[syntax]: line 3: ten is not a number of milliseconds
-        error[bad-latency]: line 4: c to a: 0 ms is not a round-trip time
-          help: give a positive number of milliseconds, or leave the pair out
-        error[syntax]: line 5: column 2 is empty
-    "#]],
+            error[tail-below-median]: line 2: a to b: p99 9 ms lies below p50 10 ms
+              help: swap the two, or leave the p99 out
+            error[syntax]: line 3: ten is not a number of milliseconds
+            error[bad-latency]: line 4: c to a: 0 ms is not a round-trip time
+              help: give a number of milliseconds above 0 and up to 60000, or leave the pair out
+            error[syntax]: line 5: column 2 is empty
+        "#]],
     );
     check_matrix(
         "{\"rtt\":[{\"from\":\"a\",\"to\":\"b\",\"count\":12,\"p50_ms\":10,\"histogram\":\"x\"},{\"from\":1}]}",
@@ -309,10 +309,10 @@ fn matrices_are_checked_like_programs() {
     check_matrix(
         "{\"data\":{\"a\":{\"b\":\"ten\",\"c\":-1},\"b\":3}}",
         expect![[r#"
-        error[bad-latency]: data.a.b: "ten" is not a number of milliseconds
-        error[bad-latency]: data.a.c: a to c: -1 ms is not a round-trip time
-          help: give a positive number of milliseconds, or leave the pair out
-        error[syntax]: data.b: not a table of regions
-    "#]],
+            error[bad-latency]: data.a.b: "ten" is not a number of milliseconds
+            error[bad-latency]: data.a.c: a to c: -1 ms is not a round-trip time
+              help: give a number of milliseconds above 0 and up to 60000, or leave the pair out
+            error[syntax]: data.b: not a table of regions
+        "#]],
     );
 }

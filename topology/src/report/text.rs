@@ -261,7 +261,7 @@ fn table(out: &mut String, plan: &Plan) {
     line(
         out,
         format_args!(
-            "Layouts by `{}`; write latencies in ms; * means no layout beats it on every count:",
+            "Layouts by `{}`; write latencies in ms; * no layout beats it on every count, ! requirements not met:",
             plan.objective
         ),
     );
