@@ -1,6 +1,7 @@
 //! The `plan` command by itself: `cargo run -p meridian-topology --example plan -- --help`.
 
-use std::fs::read_to_string;
+use std::fs::{create_dir_all, read_to_string, write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -21,6 +22,11 @@ fn main() -> std::io::Result<ExitCode> {
         live: None,
     };
     let answer = arguments.run(&inputs);
+    for file in &answer.files {
+        let path = arguments.config.as_deref().unwrap_or(Path::new(".")).join(&file.path);
+        create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        write(&path, &file.text)?;
+    }
     print!("{}", answer.output);
     eprint!("{}", answer.complaint);
     Ok(ExitCode::from(answer.status))

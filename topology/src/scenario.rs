@@ -207,6 +207,9 @@ impl Scenario {
     /// The checked scenario, with what is doubtful about it; or what is wrong.
     pub fn world(&self) -> Result<(World, Vec<Diagnostic>), Vec<Diagnostic>> {
         let (matrix, mut diagnostics) = self.round_trips();
+        if has_errors(&diagnostics) {
+            return Err(diagnostics);
+        }
         diagnostics.extend(self.check(&matrix));
         if has_errors(&diagnostics) {
             diagnostics.retain(|finding| finding.level > Level::Note);
