@@ -495,7 +495,10 @@ impl Bridge {
             let ended = tenure.grants.lock().as_mut().map(|g| g.ended(clock.monotonic())).unwrap_or_default();
             for region in ended {
                 let name = self.config.mesh.region_name(region).unwrap_or_default();
-                tracing::warn!(region = name, "a region did not renew its lease: its ephemerals will be removed");
+                tracing::warn!(
+                    region = name,
+                    "a region did not renew its lease: its ephemerals will be removed"
+                );
             }
             let ending = tenure.grants.lock().as_ref().map(GrantedLeases::ending).unwrap_or_default();
             for region in ending {

@@ -136,7 +136,11 @@ impl GrantedLeases {
 
     /// Regions about whose end the group is yet to agree: it is to be asked, again and again.
     pub fn ending(&self) -> Vec<RegionId> {
-        self.regions.iter().filter(|(_, g)| g.state == GrantState::Ending).map(|(region, _)| *region).collect()
+        self.regions
+            .iter()
+            .filter(|(_, g)| g.state == GrantState::Ending)
+            .map(|(region, _)| *region)
+            .collect()
     }
 
     /// The group has agreed that a region's lease ended.
