@@ -1,1 +1,3 @@
+//! The `meridian` command.
+
 fn main() {}

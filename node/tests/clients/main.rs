@@ -1,5 +1,7 @@
 //! Real clients on real servers: sockets on loopback, logs in temporary directories.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod raw;
 mod region;
 
