@@ -7,5 +7,6 @@ mod region;
 
 mod protocol;
 mod sessions;
+mod shared;
 mod watches;
 mod zookeeper;

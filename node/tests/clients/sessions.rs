@@ -135,13 +135,3 @@ async fn a_server_without_a_leader_lets_go_of_its_clients_before_their_sessions_
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_is_over_leaves_sessions_without_shared_ephemerals_alone() {
-    let region = TestRegion::start(1, 0).await;
-    let mut client = RawClient::connect(region.address(1)).await;
-    client.create("/local", CreateMode::Ephemeral).await.unwrap();
-    region.server(1).lease().set(Some(Duration::ZERO));
-    assert!(client.get("/local", false).await.is_ok());
-    assert_eq!(client.set("/local", b"x").await, ErrorCode::Ok);
-}
