@@ -373,7 +373,7 @@ impl<L: Link> Network<L> {
         kind: u8,
         message: &impl Serialize,
     ) -> Result<T, RPCError<TypeConfig>> {
-        let body = codec::encode(message).map_err(|e| NetworkError::from_string(e))?;
+        let body = codec::encode(message).map_err(NetworkError::from_string)?;
         let asking = async {
             let client = self.link.client().await?;
             client.call(kind, body.into()).await
@@ -516,13 +516,13 @@ async fn append_reply(
     call: Result<impl Future<Output = io::Result<Bytes>>, codec::CodecError>,
     timeout: Duration,
 ) -> StreamResult {
-    let call = call.map_err(|e| NetworkError::from_string(e))?;
+    let call = call.map_err(NetworkError::from_string)?;
     let reply = match tokio::time::timeout(timeout, call).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => return Err(Unreachable::new(&error).into()),
         Err(_) => return Err(Unreachable::from_string("no answer in time").into()),
     };
-    let reply: AppendReply = codec::decode(&reply).map_err(|e| NetworkError::from_string(e))?;
+    let reply: AppendReply = codec::decode(&reply).map_err(NetworkError::from_string)?;
     Ok(reply.into())
 }
 

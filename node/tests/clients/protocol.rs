@@ -1,15 +1,13 @@
 //! Order, framing, limits, and what is served besides the protocol.
 
 use bytes::{BufMut, BytesMut};
-use meridian_bridge::mesh::{Mesh, Mode, Subtree};
-use meridian_node::txn::Command;
 use meridian_wire::{
     Acl, AuthPacket, CreateMode, ErrorCode, OpCode, Request, Response, begin_frame, finish_frame, perms,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::raw::{RawClient, create, data};
+use crate::raw::{RawClient, data};
 use crate::region::TestRegion;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,29 +38,6 @@ async fn pipelined_requests_are_answered_in_order_and_see_what_came_before_them(
             assert_eq!(data(&body), expected.as_bytes());
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_to_another_orderer_waits_for_the_outstanding_ones() {
-    let region = TestRegion::start(1, 0).await;
-    let subtree = |path: &str| Subtree { path: path.into(), mode: Mode::Homed { home: 2 } };
-    let mesh = Mesh { regions: vec!["here".into(), "far".into()], subtrees: vec![subtree("/far")] };
-    region.server(1).region().propose(&Command::FormMesh { mesh }).await.unwrap();
-    let mut client = RawClient::connect(region.address(1)).await;
-    // The home is not there: this write is never decided.
-    let before = client.send(&create("/before", b"", CreateMode::Persistent)).await;
-    client.send(&create("/far/x", b"", CreateMode::Persistent)).await;
-    client.send(&create("/after", b"", CreateMode::Persistent)).await;
-    assert_eq!(client.reply().await.unwrap().0.xid, before);
-    let mut other = RawClient::connect(region.address(1)).await;
-    other.call(&Request::Sync { path: "/" }).await;
-    assert!(other.get("/before", false).await.is_ok());
-    assert_eq!(other.get("/after", false).await, Err(ErrorCode::NoNode));
-    let refused = Request::Multi(vec![
-        create("/far/y", b"", CreateMode::Persistent),
-        create("/y", b"", CreateMode::Persistent),
-    ]);
-    assert_eq!(other.call(&refused).await.0.error, ErrorCode::BadArguments);
 }
 
 #[tokio::test(flavor = "multi_thread")]
