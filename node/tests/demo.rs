@@ -152,7 +152,8 @@ async fn locks_exclude_across_regions_and_nothing_is_lost_with_the_global_leader
     assert_eq!(eu.get_data("/shared/home").await.unwrap().0, b"x");
     create(&eu, "/shared/away").await;
     east.sync("/shared").await.unwrap();
-    let (there, here) = (eu.get_data("/shared/away").await.unwrap(), east.get_data("/shared/away").await.unwrap());
+    let (there, here) =
+        (eu.get_data("/shared/away").await.unwrap(), east.get_data("/shared/away").await.unwrap());
     assert_eq!(there, here, "data and stat are the same in every region");
 
     // The leader of the region that leads the global group is killed while both write.
