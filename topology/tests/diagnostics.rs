@@ -183,6 +183,22 @@ fn impossible_times_are_refused() {
 }
 
 #[test]
+fn a_search_without_end_is_refused() {
+    let text = with("max_voters = 31\nmax_per_region_default = 31\n");
+    let mut scenario = scenario::parse(&text).unwrap();
+    scenario.matrix = matrix::builtin("aws").unwrap();
+    scenario.rtt.clear();
+    scenario.restrict(matrix::builtin("aws").unwrap().regions());
+    check(
+        &plan(&scenario, Objective::Mean).unwrap_err(),
+        expect![[r#"
+            error[too-large]: max_voters: 78663679872 layouts; the search takes 3000000000
+              help: lower max_voters or max_per_region_default, or set max_per_region to 0 where no voter should stand
+        "#]],
+    );
+}
+
+#[test]
 fn shares_and_preferences_are_checked() {
     check_scenario(
         &with("").replace("us-east = 0.5", "us-east = 0.25"),

@@ -62,7 +62,8 @@ impl<'w> Bounds<'w> {
     pub(super) fn infeasible(&self, partial: &Partial<'_>) -> bool {
         let world = self.world;
         if partial.design.votes_by_region() {
-            return usize::from(partial.total) < 2 * world.survive_regions + 1;
+            return usize::from(partial.total) < 2 * world.survive_regions + 1
+                || (world.region_loss_plus_voters > 0 && !self.largest_groups_survive(partial));
         }
         // What the largest regions hold may be lost, and the rest must be a majority.
         let spare = usize::from(partial.total - 1) / 2;
@@ -71,6 +72,16 @@ impl<'w> Bounds<'w> {
         let lost = |regions: usize| sizes.iter().take(regions).map(|size| usize::from(*size)).sum::<usize>();
         let more = world.region_loss_plus_voters;
         lost(world.survive_regions) > spare || (more > 0 && lost(1) + more > spare)
+    }
+
+    /// Whether a region and more voters could be lost if all groups left became as large as any may.
+    fn largest_groups_survive(&self, partial: &Partial<'_>) -> bool {
+        let most = self.world.space.voters_max_per_region.iter().max().copied().unwrap_or(0);
+        let largest = most.min((partial.room + 1).saturating_sub(partial.left)).max(1);
+        let mut voters = sizes(partial.voters);
+        voters.extend((0..partial.left).map(|_| largest));
+        let layout = Layout { design: partial.design, leader: 0, voters, observers: Vec::new() };
+        layout.survives_region_and_voters(self.world.region_loss_plus_voters)
     }
 
     /// Figures that no completion falls below, in any.

@@ -230,7 +230,7 @@ fn regions(count: usize) -> String {
 
 fn refusal(out: &mut String, infeasible: &Infeasible) {
     line(out, format_args!("No layout fits: {}.", infeasible.reason));
-    if infeasible.relaxations.is_empty() {
+    if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
         line(out, "  No single change helps: relax two requirements, or add regions.");
     }
     for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
