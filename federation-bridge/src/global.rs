@@ -91,6 +91,8 @@ impl GlobalGroup {
             election_timeout_min: ms(timing.election_timeout.0),
             election_timeout_max: ms(timing.election_timeout.1),
             enable_pre_vote: Some(true),
+            // Another server of the region may still lead in this term: only an election tells.
+            enable_leader_restore: Some(false),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
             // What a snapshot covers is purged by bytes.
             max_in_snapshot_log_to_keep: u64::MAX,

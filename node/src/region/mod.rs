@@ -156,6 +156,9 @@ impl RegionConfig {
             election_timeout_min: ms(self.timing.election_timeout.0),
             election_timeout_max: ms(self.timing.election_timeout.1),
             enable_pre_vote: Some(true),
+            // Before it was restarted a leader may have sent entries that its own disk does not have: in the
+            // same term it could put others in their place.
+            enable_leader_restore: Some(false),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
             // What a snapshot covers is purged by bytes; who needs what is gone gets a snapshot.
             max_in_snapshot_log_to_keep: u64::MAX,
