@@ -1,1 +1,16 @@
-//! Load generator, side-by-side comparison and latency reports
+//! Measures ZooKeeper-protocol servers from outside, as their clients see them.
+//!
+//! [`latency`] measures every kind of operation in every region of a running mesh and compares it with
+//! what the round trips allow; [`load`] measures throughput, latency and processor time under load, and
+//! [`compare`] does so for Apache ZooKeeper and Meridian side by side. Everything talks through
+//! [`client`], and nothing here shares code with the servers but the wire format.
+
+pub mod client;
+pub mod command;
+pub mod compare;
+pub mod expectation;
+pub mod latency;
+pub mod load;
+pub mod mesh;
+pub mod process;
+pub mod table;

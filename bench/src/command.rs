@@ -1,0 +1,59 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::compare::{self, CompareArgs};
+use crate::latency::{self, LatencyArgs};
+use crate::load::{self, LoadArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  meridian-bench latency --start
+      Latencies in every region of a demo mesh, beside what its round trips allow.
+  meridian-bench load --servers 127.0.0.1:2181 --op set
+      Throughput and latency of any ZooKeeper-protocol server.
+  meridian-bench compare --seconds 30
+      Apache ZooKeeper and Meridian under the same loads.";
+
+/// Measures ZooKeeper-protocol servers from outside, as their clients see them.
+#[derive(Debug, Parser)]
+#[command(name = "meridian-bench", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Latency(LatencyArgs),
+    Load(LoadArgs),
+    Compare(CompareArgs),
+}
+
+/// Runs the command that the command line names.
+pub fn run() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Latency(args) => block_on(1, latency::run(&args)),
+        Command::Load(args) => block_on(args.threads(), load::run(&args)),
+        Command::Compare(args) => block_on(args.threads(), compare::run(&args)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("meridian-bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn block_on(
+    threads: u32,
+    command: impl Future<Output = anyhow::Result<ExitCode>>,
+) -> anyhow::Result<ExitCode> {
+    let mut builder = match threads {
+        // No request need wake another thread on its way.
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.worker_threads(threads as usize).enable_all().build()?;
+    runtime.block_on(command)
+}
