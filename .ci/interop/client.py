@@ -1,4 +1,7 @@
-"""A client to be killed: creates ephemeral znodes, prints its session, and waits."""
+"""A client to be killed: creates ephemeral znodes, takes a lock, prints its session, and waits.
+
+client.py HOSTS TIMEOUT_S [PATH | lock=PATH]...
+"""
 
 import sys
 import threading
@@ -9,7 +12,10 @@ hosts, timeout_s, *paths = sys.argv[1:]
 client = KazooClient(hosts=hosts, timeout=float(timeout_s))
 client.start(timeout=60)
 for path in paths:
-    client.create(path, b"held", ephemeral=True, makepath=True)
+    if path.startswith("lock="):
+        client.Lock(path.removeprefix("lock="), "killed").acquire()
+    else:
+        client.create(path, b"held", ephemeral=True, makepath=True)
 session, password = client.client_id
 print(session, password.hex(), flush=True)
 threading.Event().wait()

@@ -73,35 +73,41 @@ def check_lock_contention(mesh):
 
 
 def check_election(mesh):
-    """a kazoo Election on /global has one leader over all regions; a killed leader is followed by another region"""
+    """a kazoo Election on /global has one leader over all regions, which the waiting region's candidate succeeds"""
     one, other = mesh.regions[1], mesh.regions[2]
     with mesh.client(one) as first, mesh.client(other) as second:
-        elected, stop = [], threading.Event()
+        elected, ends = [], {region: threading.Event() for region in (one, other)}
 
-        def lead(name, until):
-            elected.append(name)
-            until.wait(DEADLINE_S)
+        def lead(region):
+            elected.append(region)
+            ends[region].wait(DEADLINE_S)
 
-        def run(client, name, until):
-            client.Election("/global/election", name).run(lead, name, until)
+        def stand(client, region):
+            candidate = client.Election("/global/election", region)
+            thread = threading.Thread(target=candidate.run, args=(lead, region), daemon=True)
+            thread.start()
+            return thread
 
-        resign = threading.Event()
-        threading.Thread(target=run, args=(first, one, resign), daemon=True).start()
+        threads = [stand(first, one)]
         eventually("the first candidate leads", lambda: elected == [one])
-        election = first.Election("/global/election", "observer")
-        threading.Thread(target=run, args=(second, other, stop), daemon=True).start()
-        eventually("the second candidate stands", lambda: election.contenders() == [one, other])
+        threads.append(stand(second, other))
+        candidates = first.Election("/global/election")
+        eventually("the second candidate stands", lambda: candidates.contenders() == [one, other])
         assert elected == [one], elected
-        resign.set()
+        ends[one].set()
         eventually("the other region's candidate leads", lambda: elected == [one, other])
-        stop.set()
+        ends[other].set()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        assert candidates.contenders() == [], "a candidate is left"
 
 
 def check_killed_client(mesh):
     """the ephemerals of a killed client disappear in every region, and a lock it held passes on"""
     for region in mesh.regions[:2]:
         paths = [f"{subtree}/dies/{region}" for subtree in ("/global", "/shared")]
-        process = Process(mesh.hosts(region), 6, *paths)
+        lock = f"/global/dies-lock/{region}"
+        process = Process(mesh.hosts(region), 6, f"lock={lock}", *paths)
         for other in mesh.regions:
             with mesh.client(other) as client:
                 for path in paths:
@@ -112,8 +118,12 @@ def check_killed_client(mesh):
         watching = mesh.regions[2]
         with mesh.client(watching) as client:
             assert client.exists(paths[0], watch=lambda _: gone.set())
+            assert not client.Lock(lock, "heir").acquire(blocking=False), "a held lock was acquired"
             process.kill()
             assert gone.wait(DEADLINE_S), f"no watch fired in {watching} when a client of {region} died"
+            heir = client.Lock(lock, "heir")
+            assert heir.acquire(timeout=DEADLINE_S), f"the lock of a killed client of {region} never passed on"
+            heir.release()
         for server in mesh.servers:
             with mesh.client(server) as client:
                 for path in paths:

@@ -142,7 +142,7 @@ class Mesh:
     def link(self, *words):
         """`meridian demo cut ...` and `heal ...`."""
         say("meridian demo " + " ".join(words))
-        command = [self.binary, "demo", "--control", self.control, *words]
+        command = [self.binary, "demo", *words, "--control", self.control]
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
 
