@@ -1,6 +1,7 @@
 //! The server processes of a demo.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -52,7 +53,12 @@ impl Servers {
     }
 
     /// Waits until every server serves, every region has a leader and the regions know each other.
-    pub(super) async fn wait_until_ready(&mut self, layout: &Layout, quiet: bool) -> anyhow::Result<Ready> {
+    pub(super) async fn wait_until_ready(
+        &mut self,
+        layout: &Layout,
+        control: SocketAddr,
+        quiet: bool,
+    ) -> anyhow::Result<Ready> {
         let started = std::time::Instant::now();
         let mut serving: BTreeSet<String> = BTreeSet::new();
         loop {
@@ -74,7 +80,7 @@ impl Servers {
                         started.elapsed().as_secs_f64()
                     );
                 }
-                return Ok(self.ready(layout, &look));
+                return Ok(self.ready(layout, control, &look));
             }
             self.expect_all_running(layout)?;
             if started.elapsed() > READY_TIMEOUT {
@@ -91,7 +97,7 @@ impl Servers {
         }
     }
 
-    fn ready(&self, layout: &Layout, look: &Look) -> Ready {
+    fn ready(&self, layout: &Layout, control: SocketAddr, look: &Look) -> Ready {
         let mut pids = self.children.iter().map(|c| c.id().unwrap_or_default());
         let mut server = |server: &DemoServer| ReadyServer {
             name: server.name.clone(),
@@ -112,7 +118,7 @@ impl Servers {
             mode: if subtree.mode == SubtreeMode::Global { "global" } else { "homed" },
             home: subtree.home.clone(),
         });
-        Ready { regions, subtrees: subtrees.collect() }
+        Ready { control, regions, subtrees: subtrees.collect() }
     }
 
     fn expect_all_running(&mut self, layout: &Layout) -> anyhow::Result<()> {
