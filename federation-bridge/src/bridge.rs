@@ -320,7 +320,13 @@ impl Bridge {
                     Orderer::Home(_) => std::future::pending().await,
                 }
             };
+            // The way is opened before anything waits for it, and opened anew as soon as it breaks.
+            let Ok(broken) = carrier.open().await else {
+                tokio::time::sleep(RETRY_PAUSE).await;
+                continue;
+            };
             tokio::select! {
+                () = broken => {}
                 sent = resend::send_all(&queue, limits::FORWARDS_IN_FLIGHT_MAX, &carrier) => {
                     if let Err(error) = sent {
                         tracing::debug!(%error, ?orderer, "the outbox is sent again");
@@ -416,7 +422,10 @@ impl Bridge {
             ticks.tick().await;
             let sent = clock.monotonic();
             let lease_epoch = self.lease_epoch(self.config.region);
-            match tokio::time::timeout(terms.renewal_interval() * 4, self.renew(&tenure, lease_epoch)).await {
+            // A renewal that is on its way must not keep the lapse from being noticed.
+            let left = held.deadline().saturating_sub(sent);
+            let patience = if left.is_zero() { ASK_TIMEOUT } else { left.min(ASK_TIMEOUT) };
+            match tokio::time::timeout(patience, self.renew(&tenure, lease_epoch)).await {
                 Ok(Ok(())) => self.region.lease_holds_until(held.renewed(sent)),
                 Ok(Err(error)) => tracing::debug!(%error, "the region's lease was not renewed"),
                 Err(_) => tracing::debug!("the renewal of the region's lease was not answered in time"),
@@ -486,10 +495,17 @@ impl Bridge {
             let ended = tenure.grants.lock().as_mut().map(|g| g.ended(clock.monotonic())).unwrap_or_default();
             for region in ended {
                 let name = self.config.mesh.region_name(region).unwrap_or_default();
-                tracing::warn!(region = name, "a region did not renew its lease: its ephemerals are removed");
-                let agreed = self.expire(&tenure, region).await;
-                if let Some(grants) = tenure.grants.lock().as_mut() {
-                    grants.settle(region, agreed);
+                tracing::warn!(
+                    region = name,
+                    "a region did not renew its lease: its ephemerals will be removed"
+                );
+            }
+            let ending = tenure.grants.lock().as_ref().map(GrantedLeases::ending).unwrap_or_default();
+            for region in ending {
+                if self.expire(&tenure, region).await
+                    && let Some(grants) = tenure.grants.lock().as_mut()
+                {
+                    grants.agreed(region);
                 }
             }
         }
@@ -620,6 +636,19 @@ impl Queue for OutboxQueue {
 enum OutboxCarrier {
     Here { group: GlobalGroup, region: RegionId, clock: Arc<dyn meridian_seam::clock::Clock> },
     There { link: RegionLink, subtree: Option<SubtreeId> },
+}
+
+impl OutboxCarrier {
+    /// Connects; the future is done when the connection has ended.
+    async fn open(&self) -> io::Result<BoxFuture<'static, ()>> {
+        match self {
+            OutboxCarrier::Here { .. } => Ok(Box::pin(std::future::pending())),
+            OutboxCarrier::There { link, .. } => {
+                let client = link.client().await?;
+                Ok(Box::pin(async move { client.closed().await }))
+            }
+        }
+    }
 }
 
 impl Carrier<Bytes> for OutboxCarrier {

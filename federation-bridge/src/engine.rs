@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, Stream, StreamExt};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::{BasicNode, leader_id_std};
 use openraft::network::{RPCOption, v2::RaftNetworkV2};
@@ -256,6 +257,16 @@ impl LogMemory {
         self.purged = Some(id);
     }
 
+    /// The last entry to purge so that about `bytes_kept` of entries stay; none if there are no more.
+    pub fn purge_point(&self, bytes_kept: usize) -> Option<u64> {
+        let mut kept = 0;
+        let beyond = self.entries.iter().rev().find(|entry| {
+            kept += weight(entry);
+            kept > bytes_kept
+        });
+        beyond.map(|entry| entry.log_id.index())
+    }
+
     /// The entries of a range of indices, at most `bytes_max` of them but at least one if there is one.
     pub fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Vec<Entry> {
         let Some(first) = self.entries.front().map(|e| e.log_id.index()) else { return Vec::new() };
@@ -281,6 +292,49 @@ fn weight(entry: &Entry) -> usize {
     match &entry.payload {
         EntryPayload::Normal(payload) => payload.0.len() + 64,
         _ => 256,
+    }
+}
+
+/// How long a log may grow.
+#[derive(Clone, Copy, Debug)]
+pub struct LogBounds {
+    /// Bytes of new entries after which a snapshot is taken: bounds the time of a restart.
+    pub bytes_per_snapshot: usize,
+    /// Bytes of entries kept behind a snapshot for members that lag a little.
+    pub bytes_kept: usize,
+}
+
+/// How often a log's length is looked at.
+const LOG_CARE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Takes snapshots as a log grows and purges what they cover, by bytes; the engine itself counts entries,
+/// which differ in size by five orders of magnitude. Ends with the engine.
+pub async fn bound_log<SM: RaftStateMachine<TypeConfig>>(
+    raft: openraft::Raft<TypeConfig, SM>,
+    memory: Arc<parking_lot::Mutex<LogMemory>>,
+    bounds: LogBounds,
+) {
+    let mut interval = tokio::time::interval(LOG_CARE_INTERVAL);
+    let mut asked_at = 0;
+    loop {
+        interval.tick().await;
+        let (bytes, purge_point) = {
+            let memory = memory.lock();
+            (memory.bytes(), memory.purge_point(bounds.bytes_kept))
+        };
+        asked_at = asked_at.min(bytes);
+        let mut cared = Ok(());
+        if bytes > asked_at + bounds.bytes_per_snapshot {
+            asked_at = bytes;
+            cared = raft.trigger().snapshot().await;
+        }
+        let covered = raft.metrics().borrow_watched().snapshot.map(|id| id.index());
+        if let (Ok(()), Some(point), Some(covered)) = (&cared, purge_point, covered) {
+            cared = raft.trigger().purge_log(point.min(covered)).await;
+        }
+        if cared.is_err() {
+            return;
+        }
     }
 }
 
@@ -373,7 +427,7 @@ impl<L: Link> Network<L> {
         kind: u8,
         message: &impl Serialize,
     ) -> Result<T, RPCError<TypeConfig>> {
-        let body = codec::encode(message).map_err(|e| NetworkError::from_string(e))?;
+        let body = codec::encode(message).map_err(NetworkError::from_string)?;
         let asking = async {
             let client = self.link.client().await?;
             client.call(kind, body.into()).await
@@ -516,13 +570,13 @@ async fn append_reply(
     call: Result<impl Future<Output = io::Result<Bytes>>, codec::CodecError>,
     timeout: Duration,
 ) -> StreamResult {
-    let call = call.map_err(|e| NetworkError::from_string(e))?;
+    let call = call.map_err(NetworkError::from_string)?;
     let reply = match tokio::time::timeout(timeout, call).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => return Err(Unreachable::new(&error).into()),
         Err(_) => return Err(Unreachable::from_string("no answer in time").into()),
     };
-    let reply: AppendReply = codec::decode(&reply).map_err(|e| NetworkError::from_string(e))?;
+    let reply: AppendReply = codec::decode(&reply).map_err(NetworkError::from_string)?;
     Ok(reply.into())
 }
 

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{
-    self, Entry, Link, LogId, LogMemory, Members, Payload, Responder, StoredEntry, StoredLogId,
+    self, Entry, Link, LogBounds, LogId, LogMemory, Members, Payload, Responder, StoredEntry, StoredLogId,
     StoredMembers, StoredPayload, StoredVote, TypeConfig, Vote, invalid_data,
 };
 use crate::links::RegionLink;
@@ -58,6 +58,11 @@ impl Default for GlobalTiming {
     }
 }
 
+/// A snapshot of the global order costs nothing until a region asks for it, so it may be taken often.
+const ENTRIES_PER_SNAPSHOT: u64 = 20_000;
+/// The log is part of the region's replicated state, which every server of the region has in memory.
+const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 16 << 20, bytes_kept: 16 << 20 };
+
 type Raft = openraft::Raft<TypeConfig, Machine>;
 
 /// This region's part in the global group, for one tenure of its leader. Clones share it.
@@ -86,9 +91,12 @@ impl GlobalGroup {
             election_timeout_min: ms(timing.election_timeout.0),
             election_timeout_max: ms(timing.election_timeout.1),
             enable_pre_vote: Some(true),
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(limits::GLOBAL_LOG_ENTRIES_KEPT),
-            max_in_snapshot_log_to_keep: limits::GLOBAL_LOG_ENTRIES_KEPT,
-            replication_lag_threshold: limits::GLOBAL_LOG_ENTRIES_KEPT * 2,
+            // Another server of the region may still lead in this term: only an election tells.
+            enable_leader_restore: Some(false),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
+            // What a snapshot covers is purged by bytes.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            replication_lag_threshold: u64::MAX,
             max_payload_entries: limits::APPEND_ENTRIES_MAX,
             install_snapshot_timeout: 600_000,
             backoff: "50ms 100ms 200ms 400ms ...1000ms".into(),
@@ -96,7 +104,8 @@ impl GlobalGroup {
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let store = Store::load(region.clone(), incarnation)?;
-        let pristine = store.memory.lock().is_pristine();
+        let memory = store.memory.clone();
+        let pristine = memory.lock().is_pristine();
         let machine = Machine { region: region.clone(), incarnation, built: None };
         let members: BTreeMap<u64, BasicNode> =
             links.keys().chain([&region_id]).map(|id| (u64::from(*id), BasicNode::default())).collect();
@@ -114,6 +123,7 @@ impl GlobalGroup {
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
         }
+        tokio::spawn(engine::bound_log(raft.clone(), memory, LOG_BOUNDS));
         Ok(Self { raft })
     }
 
@@ -174,12 +184,13 @@ impl GlobalGroup {
         }))
     }
 
-    /// Makes sure, by hearing from a majority of regions after this call, that this region leads.
+    /// Makes sure, by hearing from a majority of regions after this call, that this region leads, and that
+    /// everything the group had agreed on by then is applied here.
     ///
     /// # Errors
     /// If it does not, or can't be sure.
     pub async fn confirm_leadership(&self) -> io::Result<()> {
-        let confirmed = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
+        let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
         confirmed.map(drop).map_err(|e| io::Error::other(e.to_string()))
     }
 

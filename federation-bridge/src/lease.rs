@@ -68,6 +68,11 @@ impl HeldLease {
         sent + self.terms.duration
     }
 
+    /// When the lease lapses unless it is renewed.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Whether the lease has lapsed since it was last asked for: true once per lapse.
     pub fn has_lapsed(&mut self, now: Duration) -> bool {
         let lapses = !self.lapsed && now >= self.deadline;
@@ -92,7 +97,8 @@ struct Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum GrantState {
     Running,
-    /// The group is being asked to agree that it ended: nothing is granted until that is settled.
+    /// The group has been asked to agree that it ended. Nothing is granted until it has: an agreement that
+    /// was thought lost may still come.
     Ending,
     Ended,
 }
@@ -117,7 +123,7 @@ impl GrantedLeases {
         }
     }
 
-    /// Regions whose lease has ended: each is to be expired, and then settled.
+    /// Regions whose lease has just ended. Nothing is granted to them until [`GrantedLeases::agreed`].
     pub fn ended(&mut self, now: Duration) -> Vec<RegionId> {
         let ended = self.regions.iter_mut().filter(|(_, g)| g.state == GrantState::Running && now >= g.ends);
         ended
@@ -128,10 +134,19 @@ impl GrantedLeases {
             .collect()
     }
 
-    /// The group has agreed that a region's lease ended (`true`), or could not be asked (`false`).
-    pub fn settle(&mut self, region: RegionId, agreed: bool) {
+    /// Regions about whose end the group is yet to agree: it is to be asked, again and again.
+    pub fn ending(&self) -> Vec<RegionId> {
+        self.regions
+            .iter()
+            .filter(|(_, g)| g.state == GrantState::Ending)
+            .map(|(region, _)| *region)
+            .collect()
+    }
+
+    /// The group has agreed that a region's lease ended.
+    pub fn agreed(&mut self, region: RegionId) {
         if let Some(grant) = self.regions.get_mut(&region) {
-            grant.state = if agreed { GrantState::Ended } else { GrantState::Running };
+            grant.state = GrantState::Ended;
         }
     }
 }
@@ -163,8 +178,9 @@ mod tests {
         assert!(granted.renew(2, secs(11.0)));
         assert_eq!(granted.ended(secs(12.0)), [1]);
         assert!(!granted.renew(1, secs(12.1)));
-        granted.settle(1, true);
-        assert!(granted.ended(secs(13.0)).is_empty());
+        assert_eq!(granted.ending(), [1]);
+        granted.agreed(1);
+        assert!(granted.ended(secs(13.0)).is_empty() && granted.ending().is_empty());
         assert!(granted.renew(1, secs(13.0)));
         assert!(!granted.renew(9, secs(13.0)), "no such region");
     }

@@ -65,6 +65,31 @@ impl RegionView for View {
     }
 }
 
+/// How often a leader asks itself whether a majority still follows it.
+const QUORUM_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A leader that a majority has not followed for so long must make room for another that may already have
+/// been elected, so that the region keeps its place in the mesh.
+fn has_quorum(region: &Region) -> bool {
+    let patience = region.config().timing.election_timeout.1 * 2;
+    region.quorum_age().is_some_and(|age| age < patience)
+}
+
+async fn quorum_lost(region: &Region) {
+    // A new leader has not heard of a majority yet.
+    quorum_regained(region).await;
+    while has_quorum(region) {
+        tokio::time::sleep(QUORUM_CHECK_INTERVAL).await;
+    }
+}
+
+async fn quorum_regained(region: &Region) {
+    let leadership = region.leadership();
+    while leadership.borrow().is_me && !has_quorum(region) {
+        tokio::time::sleep(QUORUM_CHECK_INTERVAL).await;
+    }
+}
+
 /// The pause before the mesh's table is proposed again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -85,6 +110,10 @@ pub async fn speak_while_leading(region: Region, bridge: Arc<Bridge>, mesh: Mesh
             tokio::select! {
                 () = speaking => {}
                 gone = replaced => if gone.is_err() { return },
+                () = quorum_lost(&region) => {
+                    tracing::warn!("no majority of the region follows this leader: it no longer speaks for the region");
+                    quorum_regained(&region).await;
+                }
             }
         } else if leadership.changed().await.is_err() {
             return;

@@ -1,5 +1,7 @@
 //! Three regions over real sockets, disks and QUIC: a global subtree, a homed one, and the loss of a leader.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -17,7 +19,7 @@ use meridian_node::peer_tls::PeerIdentity;
 use meridian_node::region::{Region, RegionConfig, Sink, Timing, View};
 use meridian_node::txn::{Answer, Caller, ClientRequest, Command, Effects, Position, State};
 use meridian_seam::{Environment, codec};
-use meridian_wire::{Acl, Create, ErrorCode, OpCode, Request};
+use meridian_wire::{Acl, Create, ErrorCode, Request};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -183,7 +185,7 @@ impl Server {
                 session,
                 connection: 1,
                 identities: &[],
-                op: OpCode::from(request.op()) as i32,
+                op: request.op() as i32,
                 body: &body,
             }))
         };

@@ -1,5 +1,7 @@
 //! A region's consensus group over real sockets and disks: what is acknowledged survives its servers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

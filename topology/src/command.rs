@@ -10,7 +10,7 @@ use crate::latency::Pipeline;
 use crate::layout::{Layout, PLANNED_REGIONS_MAX};
 use crate::matrix::{self, BUILTIN_NAMES, Matrix, name_and_source};
 use crate::plan::{Assessor, Objective, Plan, plan};
-use crate::report;
+use crate::report::{self, File};
 use crate::scenario::{self, Scenario};
 
 const EXAMPLES: &str = "\
@@ -25,6 +25,8 @@ Examples:
       Your scenario; least latency after the worst loss of a region.
   meridian plan scenario.json --rtt measured.csv --json
       Round trips from your own measurement (from,to,rtt_ms,p50,p99); for programs.
+  meridian plan scenario.toml --config servers
+      The plan, and zoo.cfg and myid of every server in servers/.
   meridian plan --live 127.0.0.1:8080
       Round trips and their tails from a running mesh.
   meridian plan scenario.toml --compare two:us-east=3,us-west=3,eu=3 flat:us-east=2,us-west=2,eu=1
@@ -56,7 +58,8 @@ pub struct PlanArgs {
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
     pub regions: Vec<String>,
 
-    /// Measured round trips that win over the scenario's: from,to,rtt_ms[,p50][,p99]
+    /// Measured round trips that win over the scenario's: columns from, to, rtt_ms and,
+    /// if known, p50 and p99
     #[arg(long, value_name = "FILE.csv")]
     pub rtt: Option<PathBuf>,
 
@@ -76,6 +79,14 @@ pub struct PlanArgs {
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     pub compare: Vec<String>,
 
+    /// Add where the milliseconds come from, and what other designs and leaders would cost
+    #[arg(long, conflicts_with_all = ["json", "compare"])]
+    pub explain: bool,
+
+    /// Write zoo.cfg and myid of every server of the best layout below this directory
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "compare")]
+    pub config: Option<PathBuf>,
+
     /// Print JSON: every layout with all its figures
     #[arg(long, conflicts_with = "compare")]
     pub json: bool,
@@ -84,13 +95,13 @@ pub struct PlanArgs {
 /// The texts that the arguments name, as read by the caller.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
-    /// What is in [`PlanArgs::scenario`].
+    /// What is in the file `PlanArgs::scenario`.
     pub scenario: Option<String>,
     /// What is in [`PlanArgs::matrix_file`].
     pub matrix: Option<String>,
-    /// What is in [`PlanArgs::rtt`].
+    /// What is in the file `PlanArgs::rtt`.
     pub rtt: Option<String>,
-    /// What [`PlanArgs::live`] answered: `{"rtt": [{"from", "to", ..}]}`.
+    /// What the mesh at `PlanArgs::live` answered: `{"rtt": [{"from", "to", ..}]}`.
     pub live: Option<String>,
 }
 
@@ -101,6 +112,8 @@ pub struct Answer {
     pub output: String,
     /// For standard error.
     pub complaint: String,
+    /// Files to write below [`PlanArgs::config`]; none unless that is given.
+    pub files: Vec<File>,
     /// 0 for a plan, 1 when the input is refused, 2 when no layout meets the requirements.
     pub status: u8,
 }
@@ -119,6 +132,7 @@ impl PlanArgs {
             Err(diagnostics) => Answer {
                 output: if self.json { report::refusal_json(&diagnostics) + "\n" } else { String::new() },
                 complaint: report::findings(&diagnostics),
+                files: Vec::new(),
                 status: 1,
             },
         }
@@ -130,9 +144,13 @@ impl PlanArgs {
         if let [a, b] = self.compare.as_slice() {
             return compare(&plan, a, b);
         }
-        let output = if self.json { report::json(&plan) + "\n" } else { report::text(&plan) };
+        let mut output = if self.json { report::json(&plan) + "\n" } else { report::text(&plan) };
+        if self.explain && plan.recommended.is_some() {
+            output = format!("{output}\n{}", report::explanation(&plan));
+        }
+        let files = if self.config.is_some() { report::configuration(&plan) } else { Vec::new() };
         let status = if plan.recommended.is_some() { 0 } else { 2 };
-        Ok(Answer { output, complaint: String::new(), status })
+        Ok(Answer { output, complaint: String::new(), files, status })
     }
 
     /// The scenario with everything that the arguments add to it, and findings about those.
@@ -227,5 +245,10 @@ fn compare(plan: &Plan, a: &str, b: &str) -> Result<Answer, Vec<Diagnostic>> {
     let layout = |text: &str| Layout::parse(text, names, &plan.world.space).map_err(|finding| vec![finding]);
     let mut assessor = Assessor::new(&plan.world);
     let (a, b) = (assessor.assess(&layout(a)?), assessor.assess(&layout(b)?));
-    Ok(Answer { output: report::comparison(plan, &a, &b), complaint: String::new(), status: 0 })
+    Ok(Answer {
+        output: report::comparison(plan, &a, &b),
+        complaint: String::new(),
+        files: Vec::new(),
+        status: 0,
+    })
 }

@@ -92,9 +92,8 @@ impl Model {
         for (region, count) in voters.iter().enumerate() {
             total += usize::from(*count);
             if lost != Some(region) {
-                for i in 0..*count {
-                    acks.push(self.acknowledgement_ms(leader, region, i));
-                }
+                acks.push(self.acknowledgement_ms(leader, region, 0), (*count).min(1));
+                acks.push(self.acknowledgement_ms(leader, region, 1), count.saturating_sub(1));
             }
         }
         acks.kth_smallest(total / 2 + 1)
@@ -106,7 +105,7 @@ impl Model {
         for (region, count) in voters.iter().enumerate().filter(|(_, count)| **count > 0) {
             groups += 1;
             if lost != Some(region) {
-                answers.push(self.acknowledgement_ms(leader, region, count / 2));
+                answers.push(self.acknowledgement_ms(leader, region, count / 2), 1);
             }
         }
         answers.kth_smallest(groups / 2 + 1)
@@ -118,7 +117,7 @@ impl Model {
         for (region, count) in voters.iter().enumerate().filter(|(_, count)| **count > 0) {
             groups += 1;
             if region != leader && lost != Some(region) {
-                votes.push(self.rtt_ms[leader][region] + self.local_commit_ms(*count));
+                votes.push(self.rtt_ms[leader][region] + self.local_commit_ms(*count), 1);
             }
         }
         let own = self.local_commit_ms(voters[leader]);
@@ -230,31 +229,33 @@ impl Model {
     }
 }
 
-/// A few times on the stack: the search evaluates millions of layouts.
-struct Times {
+/// A few times on the stack, sorted: the search evaluates millions of layouts.
+pub(crate) struct Times {
     values: [f64; VOTERS_MAX + 1],
     count: usize,
 }
 
 impl Times {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Times { values: [0.0; VOTERS_MAX + 1], count: 0 }
     }
 
-    /// Adds a time; beyond [`VOTERS_MAX`], which no layout exceeds, it is not counted.
-    fn push(&mut self, value: f64) {
-        if let Some(slot) = self.values.get_mut(self.count) {
-            *slot = value;
+    /// Adds a time so often; beyond [`VOTERS_MAX`], which no layout exceeds, it is not counted.
+    pub(crate) fn push(&mut self, value: f64, copies: u8) {
+        for _ in 0..usize::from(copies).min(self.values.len() - self.count) {
+            let mut place = self.count;
+            while place > 0 && self.values[place - 1] > value {
+                self.values[place] = self.values[place - 1];
+                place -= 1;
+            }
+            self.values[place] = value;
             self.count += 1;
         }
     }
 
-    fn kth_smallest(mut self, k: usize) -> Option<f64> {
-        if k == 0 || k > self.count {
-            return None;
-        }
-        let (_, value, _) = self.values[..self.count].select_nth_unstable_by(k - 1, f64::total_cmp);
-        Some(*value)
+    /// `None` when there are fewer than `k`, or `k` is zero.
+    pub(crate) fn kth_smallest(&self, k: usize) -> Option<f64> {
+        self.values[..self.count].get(k.checked_sub(1)?).copied()
     }
 }
 

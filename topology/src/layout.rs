@@ -205,58 +205,49 @@ impl Space {
     /// later and survives every failure that the even number survives. The exception is a
     /// leader's region that must hold an even number.
     pub fn walk(&self, nearest_first: &[Vec<usize>], guide: &mut impl Guide) {
-        for design in &self.designs {
-            for leader in (0..self.may_lead.len()).filter(|region| self.may_lead[*region]) {
-                for (at_leader, total) in self.starts(*design, leader) {
-                    let mut walk = Walk {
-                        space: self,
-                        design: *design,
-                        leader,
-                        total,
-                        voters: vec![0; self.may_lead.len()],
-                    };
-                    walk.voters[leader] = at_leader;
-                    let left = if design.votes_by_region() { total - 1 } else { total - at_leader };
-                    walk.decide(&nearest_first[leader], left, self.voters_max - at_leader, guide);
-                }
-            }
+        for Start { design, leader, at_leader, total } in self.starts() {
+            let voters = vec![0; self.may_lead.len()];
+            let mut walk = Walk { space: self, design, leader, total, voters };
+            walk.voters[leader] = at_leader;
+            let left = walk_left(design, at_leader, total);
+            walk.decide(&nearest_first[leader], left, self.voters_max - at_leader, guide);
         }
     }
 
     /// How many layouts [`Space::walk`] has when nothing is cut.
     pub fn count(&self) -> u64 {
-        let mut count = 0u64;
-        for design in &self.designs {
-            for leader in (0..self.may_lead.len()).filter(|region| self.may_lead[*region]) {
-                for (at_leader, total) in self.starts(*design, leader) {
-                    let left = if design.votes_by_region() { total - 1 } else { total - at_leader };
-                    count = count.saturating_add(self.completions(
-                        *design,
-                        leader,
-                        left,
-                        self.voters_max - at_leader,
-                    ));
-                }
-            }
-        }
-        count
+        self.starts().iter().fold(0, |sum: u64, start| {
+            let left = walk_left(start.design, start.at_leader, start.total);
+            let room = self.voters_max - start.at_leader;
+            sum.saturating_add(self.completions(start.design, start.leader, left, room))
+        })
     }
 
-    /// Voters in the leader's region, and the total: of voters (flat), or of groups.
-    fn starts(&self, design: Design, leader: usize) -> Vec<(u8, u8)> {
+    /// What every walk begins with, small totals first.
+    fn starts(&self) -> Vec<Start> {
+        let mut starts = Vec::new();
+        for design in &self.designs {
+            for leader in (0..self.may_lead.len()).filter(|region| self.may_lead[*region]) {
+                starts.extend(self.starts_under(*design, leader));
+            }
+        }
+        starts.sort_by_key(|start| start.total);
+        starts
+    }
+
+    fn starts_under(&self, design: Design, leader: usize) -> Vec<Start> {
         let least = self.leader_voters_min.max(1);
         let most = self.voters_max_per_region[leader].min(self.voters_max);
+        let groups = u8::try_from(self.may_lead.len()).unwrap_or(u8::MAX).min(self.voters_max);
         let mut starts = Vec::new();
         for at_leader in least..=most {
-            if design.votes_by_region() {
-                if at_leader % 2 == 1 || at_leader == least {
-                    let groups = u8::try_from(self.may_lead.len()).unwrap_or(u8::MAX).min(self.voters_max);
-                    starts.extend((1..=groups).step_by(2).map(|groups| (at_leader, groups)));
-                }
-            } else {
-                let alone = at_leader == least && at_leader % 2 == 0;
-                starts.extend(alone.then_some((at_leader, at_leader)));
-                starts.extend((at_leader | 1..=self.voters_max).step_by(2).map(|total| (at_leader, total)));
+            let start = |total: u8| Start { design, leader, at_leader, total };
+            let even_but_least = at_leader % 2 == 0 && at_leader == least;
+            if !design.votes_by_region() {
+                starts.extend(even_but_least.then_some(start(at_leader)));
+                starts.extend((at_leader | 1..=self.voters_max).step_by(2).map(start));
+            } else if even_but_least || at_leader % 2 == 1 {
+                starts.extend((1..=groups).step_by(2).map(start));
             }
         }
         starts
@@ -290,6 +281,20 @@ impl Space {
         }
         ways[left].iter().fold(0u64, |sum, count| sum.saturating_add(*count))
     }
+}
+
+/// Where a walk begins: the leader's region is decided, and how many voters (flat) or groups there
+/// will be in all.
+struct Start {
+    design: Design,
+    leader: usize,
+    at_leader: u8,
+    total: u8,
+}
+
+/// What is left to place beside the leader's region.
+fn walk_left(design: Design, at_leader: u8, total: u8) -> u8 {
+    if design.votes_by_region() { total - 1 } else { total - at_leader }
 }
 
 /// Steers a walk through the layouts.

@@ -17,6 +17,9 @@ use crate::layout::{Design, Layout, Space};
 use crate::matrix::{Matrix, RoundTrip};
 use crate::survival::Succession;
 
+/// Most layouts that are searched: about half a minute's work.
+pub const LAYOUTS_MAX: u64 = 3_000_000_000;
+
 /// What to plan for. Times are milliseconds; everything but the regions and their round trips has
 /// a default.
 #[derive(Clone, Debug, Deserialize)]
@@ -207,6 +210,9 @@ impl Scenario {
     /// The checked scenario, with what is doubtful about it; or what is wrong.
     pub fn world(&self) -> Result<(World, Vec<Diagnostic>), Vec<Diagnostic>> {
         let (matrix, mut diagnostics) = self.round_trips();
+        if has_errors(&diagnostics) {
+            return Err(diagnostics);
+        }
         diagnostics.extend(self.check(&matrix));
         if has_errors(&diagnostics) {
             diagnostics.retain(|finding| finding.level > Level::Note);
@@ -217,6 +223,11 @@ impl Scenario {
             return Err(diagnostics);
         };
         let space = self.space();
+        if space.count() > LAYOUTS_MAX {
+            diagnostics.retain(|finding| finding.level > Level::Note);
+            diagnostics.push(too_many_layouts(space.count()));
+            return Err(diagnostics);
+        }
         let world = World {
             survive_regions: self.survive_regions(),
             region_loss_plus_voters: self.require.region_loss_plus_voters,
@@ -324,6 +335,11 @@ impl Scenario {
             pipeline: self.pipeline,
         })
     }
+}
+
+fn too_many_layouts(count: u64) -> Diagnostic {
+    Diagnostic::new(Code::TooLarge, "max_voters", format!("{count} layouts; the search takes {LAYOUTS_MAX}"))
+        .suggest("lower max_voters or max_per_region_default, or set max_per_region to 0 where no voter should stand")
 }
 
 impl Time {

@@ -15,6 +15,32 @@ pub struct Succession {
     pub avoided: Vec<bool>,
 }
 
+impl Succession {
+    /// Who takes over from the leader of `layout` when its region is lost: the first preferred
+    /// region with a voter, else the one with the least `mean_write_ms` (`None` where writes
+    /// stop). A witness never does, an avoided region only if no other can.
+    pub fn successor(
+        &self,
+        model: &Model,
+        layout: &Layout,
+        mean_write_ms: impl Fn(usize) -> Option<f64>,
+    ) -> Option<usize> {
+        let able = |region: &usize| {
+            *region != layout.leader && !model.witness[*region] && layout.voters[*region] > 0
+        };
+        let avoided = |region: &usize| self.avoided.get(*region).copied().unwrap_or(false);
+        let preferred = self.preferred.iter().copied().find(|region| able(region) && !avoided(region));
+        let best = |consider_avoided: bool| {
+            (0..layout.voters.len())
+                .filter(|region| able(region) && avoided(region) == consider_avoided)
+                .filter_map(|leader| Some((mean_write_ms(leader)?, leader)))
+                .min_by(|a, b| a.0.total_cmp(&b.0))
+                .map(|(_, leader)| leader)
+        };
+        preferred.or_else(|| best(false)).or_else(|| best(true))
+    }
+}
+
 /// Writes after the loss of one region: the remaining voters are a quorum of the original
 /// configuration, and the remaining regions' clients write.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -75,27 +101,14 @@ impl Layout {
         to_break.len() - broken > sizes.len() / 2
     }
 
-    /// Writes after the loss of `lost`; `None` when they stop.
-    ///
-    /// The leader stays where it is if it can. Otherwise the first preferred region with a voter
-    /// takes over, else the one with the least mean write; a witness never does, an avoided
-    /// region only if no other can.
+    /// Writes after the loss of `lost`; `None` when they stop. The leader stays where it is if it
+    /// can.
     pub fn after_loss(&self, model: &Model, succession: &Succession, lost: usize) -> Option<AfterLoss> {
         if lost != self.leader {
             return self.under_leader(model, self.leader, lost);
         }
-        let able = |region: &usize| *region != lost && !model.witness[*region] && self.voters[*region] > 0;
-        let avoided = |region: &usize| succession.avoided.get(*region).copied().unwrap_or(false);
-        if let Some(leader) = succession.preferred.iter().find(|region| able(region) && !avoided(region)) {
-            return self.under_leader(model, *leader, lost);
-        }
-        let best = |consider_avoided: bool| {
-            (0..self.voters.len())
-                .filter(|region| able(region) && avoided(region) == consider_avoided)
-                .filter_map(|leader| self.under_leader(model, leader, lost))
-                .min_by(|a, b| a.mean_write_ms.total_cmp(&b.mean_write_ms))
-        };
-        best(false).or_else(|| best(true))
+        let mean_write_ms = |leader| self.under_leader(model, leader, lost).map(|after| after.mean_write_ms);
+        self.under_leader(model, succession.successor(model, self, mean_write_ms)?, lost)
     }
 
     fn under_leader(&self, model: &Model, leader: usize, lost: usize) -> Option<AfterLoss> {

@@ -44,6 +44,27 @@ fn without_arguments_the_default_regions_are_planned() {
 }
 
 #[test]
+fn the_explanation_adds_up() {
+    let answer = run("s.json --explain", example());
+    let (_, explanation) = answer.output.split_once("A commit takes").unwrap();
+    expect_file!["expected/explanation.txt"].assert_eq(&format!("A commit takes{explanation}"));
+}
+
+#[test]
+fn every_server_gets_its_configuration() {
+    let with_designs = |designs: &str| {
+        let text =
+            EXAMPLE.replace(r#"["flat", "hier", "two"]"#, designs).replace(r#""witness": ["eu"], "#, "");
+        let answer = run("s.json --config out", Inputs { scenario: Some(text), ..Inputs::default() });
+        let all = answer.files.iter().map(|file| format!("== {}\n{}", file.path.display(), file.text));
+        all.collect::<String>()
+    };
+    expect_file!["expected/configuration-hier.txt"].assert_eq(&with_designs(r#"["hier"]"#));
+    expect_file!["expected/configuration-two.txt"].assert_eq(&with_designs(r#"["two"]"#));
+    assert!(run("s.json", example()).files.is_empty());
+}
+
+#[test]
 fn two_layouts_are_compared() {
     let arguments = "s.json --compare two:us-east=3,us-west=3,eu=1 flat:us-east=3,us-west=1,eu=1";
     check(arguments, example(), 0, expect_file!["expected/comparison.txt"]);

@@ -1,10 +1,13 @@
 //! The search against brute force: every layout, assessed one by one.
 
 use meridian_topology::latency::Pipeline;
-use meridian_topology::layout::{Guide, Layout, Partial};
+use meridian_topology::layout::{Design, Guide, Layout, Partial};
+use meridian_topology::matrix;
 use meridian_topology::plan::{Assessment, Assessor, Objective, Plan, plan};
 use meridian_topology::scenario::{Requirements, Scenario, Time, World};
 use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 struct All(Vec<Layout>);
 
@@ -56,7 +59,7 @@ fn counts(assessment: &Assessment) -> [i64; 6] {
         steps(assessment.mean_write_ms),
         steps(assessment.worst_write_ms),
         steps(assessment.worst_after_loss_ms()),
-        (assessment.unavailability * 1e12).round() as i64,
+        (assessment.unavailability / 1e-9) as i64,
         assessment.layout.voter_count() as i64,
         assessment.wan_copies_per_write as i64,
     ]
@@ -147,7 +150,7 @@ proptest! {
         let mut assessor = Assessor::new(world);
         for layout in every_placement(world) {
             let other = assessor.assess(&layout).objective_ms(objective);
-            prop_assert!(other > least - 0.05, "{layout:?}: {other} against {least}");
+            prop_assert!(other >= least - 0.05, "{layout:?}: {other} against {least}");
         }
     }
 
@@ -156,5 +159,36 @@ proptest! {
         let plan = plan(&scenario, Objective::Mean).unwrap();
         let all = every_layout(&plan);
         prop_assert_eq!(front(plan.layouts.iter().filter(|a| a.on_front)), front(all.iter()));
+    }
+}
+
+/// Twenty regions and nine voters: 58 million layouts. None of a few thousand drawn at random beats
+/// the one found.
+#[test]
+fn a_large_scenario_is_searched_whole() {
+    let names = "us-east-1 us-east-2 us-west-1 us-west-2 ca-central-1 sa-east-1 eu-west-1 eu-west-2 eu-west-3 \
+                 eu-central-1 eu-north-1 ap-south-1 ap-southeast-1 ap-southeast-2 ap-northeast-1 ap-northeast-2 \
+                 ap-northeast-3 ap-east-1 af-south-1 me-south-1";
+    let scenario = Scenario {
+        regions: names.split_whitespace().map(str::to_owned).collect(),
+        matrix: matrix::builtin("aws-all").unwrap(),
+        ..Scenario::default()
+    };
+    let plan = plan(&scenario, Objective::AfterLoss).unwrap();
+    assert_eq!(plan.considered, 58_050_440);
+    let (world, best) = (&plan.world, plan.best().unwrap());
+    let mut random = StdRng::seed_from_u64(1);
+    for _ in 0..20_000 {
+        let mut voters = vec![0u8; 20];
+        for _ in 0..random.random_range(3..=9) {
+            let region: usize = random.random_range(0..20);
+            voters[region] = (voters[region] + 1).min(3);
+        }
+        let leader = (0..20).find(|region| voters[*region] > 0).unwrap();
+        let layout = world.space.complete(Design::ALL[random.random_range(0..3)], leader, voters);
+        if world.allows(&layout) {
+            let after_loss_ms = layout.worst_after_loss_ms(&world.model, &world.succession);
+            assert!(after_loss_ms >= best.worst_after_loss_ms() - 1e-6, "{layout:?}");
+        }
     }
 }

@@ -109,9 +109,6 @@ pub const MIRROR_BYTES_MAX: usize = 64 << 20;
 /// Largest message between regions.
 pub const BRIDGE_FRAME_BYTES_MAX: usize = 16 << 20;
 
-/// Entries of the global group kept after a snapshot point for regions that lag.
-pub const GLOBAL_LOG_ENTRIES_KEPT: u64 = 20_000;
-
 /// Regions of a mesh: the region's number is the highest byte of its session identifiers.
 pub const REGIONS_MAX: usize = 127;
 

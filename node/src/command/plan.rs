@@ -19,6 +19,13 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         live: args.live.as_deref().map(ask_for_round_trips).transpose()?,
     };
     let answer = args.run(&inputs);
+    for file in &answer.files {
+        let path = args.config.as_deref().unwrap_or(Path::new(".")).join(&file.path);
+        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        written
+            .and_then(|()| std::fs::write(&path, &file.text))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     eprint!("{}", answer.complaint);
     print!("{}", answer.output);
     Ok(ExitCode::from(answer.status))

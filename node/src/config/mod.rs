@@ -270,7 +270,8 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        // The engine warns of every heartbeat that a server which is down does not answer.
+        Self { filter: "info,openraft=error".into(), format: LogFormat::Text }
     }
 }
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use meridian_bridge::engine::{LogBounds, bound_log};
 use meridian_bridge::mesh::RegionId;
 use meridian_bridge::state::{self as federation, Outcome};
 use meridian_seam::disk::Disk;
@@ -45,13 +46,10 @@ use uplink::Uplink;
 
 type Raft = openraft::Raft<meridian_bridge::engine::TypeConfig, Machine>;
 
-/// Bytes of log after which a snapshot is taken, whatever the number of entries: bounds the memory of the
-/// log and the time of a restart.
-const LOG_BYTES_PER_SNAPSHOT: usize = 128 << 20;
-/// Entries (batches) after which a snapshot is taken.
-const ENTRIES_PER_SNAPSHOT: u64 = 50_000;
-/// Entries kept behind a snapshot for servers that lag a little.
-const ENTRIES_KEPT: u64 = 10_000;
+/// Bounds the memory that the log takes, and the time of a restart.
+const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 128 << 20, bytes_kept: 64 << 20 };
+/// Entries (batches) after which a snapshot is taken, however small they are.
+const ENTRIES_PER_SNAPSHOT: u64 = 100_000;
 
 /// What a server must know to take part in its region.
 #[derive(Clone)]
@@ -158,9 +156,13 @@ impl RegionConfig {
             election_timeout_min: ms(self.timing.election_timeout.0),
             election_timeout_max: ms(self.timing.election_timeout.1),
             enable_pre_vote: Some(true),
+            // Before it was restarted a leader may have sent entries that its own disk does not have: in the
+            // same term it could put others in their place.
+            enable_leader_restore: Some(false),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
-            max_in_snapshot_log_to_keep: ENTRIES_KEPT,
-            replication_lag_threshold: ENTRIES_PER_SNAPSHOT * 2,
+            // What a snapshot covers is purged by bytes; who needs what is gone gets a snapshot.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            replication_lag_threshold: u64::MAX,
             max_payload_entries: limits::APPEND_ENTRIES_MAX,
             // A snapshot may be large; a broken connection ends the sending of one much earlier.
             install_snapshot_timeout: 600_000,
@@ -226,7 +228,8 @@ impl Region {
         tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
         tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
         tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), sink));
-        tasks.spawn(maintain(raft.clone(), config.clone(), store.clone(), leadership.clone()));
+        tasks.spawn(bound_log(raft.clone(), store.memory(), LOG_BOUNDS));
+        tasks.spawn(add_observers_while_leading(raft.clone(), config.clone(), leadership.clone()));
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
         Ok(Self {
             raft,
@@ -341,13 +344,46 @@ impl Region {
         self.peers.reporting_link(leader, address).report(report).await
     }
 
-    /// Stops taking part. What was acknowledged is on disk.
+    /// Stops taking part, after handing leadership over if there is somebody to take it. What was
+    /// acknowledged is on disk.
     pub async fn shutdown(&self) {
+        self.hand_over().await;
         self.tasks.lock().abort_all();
         if let Err(error) = self.raft.shutdown().await {
             tracing::debug!(%error, "the consensus engine did not end cleanly");
         }
         self.store.log().close().await;
+    }
+}
+
+/// How long a leader that stops waits for another to take over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(500);
+
+impl Region {
+    /// Asks the voter that has the most of the log to lead, and waits until it does.
+    async fn hand_over(&self) {
+        let mut leadership = self.leadership();
+        if !leadership.borrow().is_me {
+            return;
+        }
+        let successor = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let others = metrics
+                .replication
+                .iter()
+                .flatten()
+                .filter(|(id, _)| **id != self.config.server && self.config.voters.contains_key(id));
+            others.max_by_key(|(_, matched)| **matched).map(|(id, _)| *id)
+        };
+        let Some(successor) = successor else { return };
+        if let Err(error) = self.raft.trigger().transfer_leader(successor).await {
+            tracing::debug!(%error, "leadership was not handed over");
+            return;
+        }
+        let handed_over = leadership.wait_for(|l| !l.is_me && l.leader.is_some());
+        // Whoever did not take over in time is elected the ordinary way.
+        let _ = tokio::time::timeout(HAND_OVER_TIMEOUT, handed_over).await;
     }
 }
 
@@ -467,27 +503,15 @@ async fn follow_leadership(
     }
 }
 
-/// What a leader sees to now and then: observers that are not yet members, logs that have grown long.
-async fn maintain(
+/// A leader sees to it that the configured observers are members.
+async fn add_observers_while_leading(
     raft: Raft,
     config: Arc<RegionConfig>,
-    store: Store,
     leadership: watch::Receiver<Leadership>,
 ) {
     let mut interval = tokio::time::interval(Duration::from_millis(500));
-    let mut bytes_at_snapshot = 0;
     loop {
         interval.tick().await;
-        let bytes = store.bytes();
-        if bytes < bytes_at_snapshot {
-            bytes_at_snapshot = bytes;
-        }
-        if bytes > bytes_at_snapshot + LOG_BYTES_PER_SNAPSHOT {
-            bytes_at_snapshot = bytes;
-            if let Err(error) = raft.trigger().snapshot().await {
-                tracing::debug!(%error, "no snapshot was started");
-            }
-        }
         if leadership.borrow().is_me {
             add_observers(&raft, &config).await;
         }

@@ -51,9 +51,9 @@ impl Store {
         self.memory.lock().purged
     }
 
-    /// Bytes of entries kept in memory, which is also about what the log holds on disk.
-    pub(super) fn bytes(&self) -> usize {
-        self.memory.lock().bytes()
+    /// The part that is in memory.
+    pub(super) fn memory(&self) -> Arc<Mutex<LogMemory>> {
+        self.memory.clone()
     }
 
     /// The write-ahead log.

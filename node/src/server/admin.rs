@@ -1,7 +1,6 @@
 //! HTTP for operators and scrapers: health, ZooKeeper's admin commands as JSON, metrics as text.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,15 +62,13 @@ impl axum::serve::Listener for Accept {
     type Io = BoxStream;
     type Addr = SocketAddr;
 
-    fn accept(&mut self) -> impl Future<Output = (BoxStream, SocketAddr)> + Send {
-        async {
-            loop {
-                match self.0.accept().await {
-                    Ok(accepted) => return accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept an operator's connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
+    async fn accept(&mut self) -> (BoxStream, SocketAddr) {
+        loop {
+            match self.0.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an operator's connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }

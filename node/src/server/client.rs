@@ -25,8 +25,8 @@ pub struct Client {
     timeout_ms: AtomicU32,
     /// When bytes came last, ms of the monotonic clock.
     heard_ms: AtomicU64,
-    pub(super) received: AtomicU64,
-    pub(super) sent: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
     pub(super) outstanding: AtomicUsize,
     queue: Mutex<Queue>,
     /// Events in the queue: looked at without the lock before every reply.
@@ -82,6 +82,16 @@ impl Client {
     /// Requests taken and answers given.
     pub fn packets(&self) -> (u64, u64) {
         (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn count_packets(&self, received: u64, sent: u64) {
+        self.received.fetch_add(received, Ordering::Relaxed);
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+    }
+
+    pub(super) fn reset_packets(&self) {
+        self.received.store(0, Ordering::Relaxed);
+        self.sent.store(0, Ordering::Relaxed);
     }
 
     /// Writes that are not yet answered.

@@ -27,6 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 
 use super::client::Client;
 use super::hub::{Hub, Waiting, event_frame, session_id};
+use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
 use super::{ServerOptions, words};
 use crate::region::{Region, View};
@@ -58,6 +59,9 @@ pub(super) async fn serve(service: Arc<Service>, client: Arc<Client>, stream: Bo
         encoded_identities: identities.encode().into(),
         identities,
         client,
+        tally: Tally::default(),
+        room: IDLE_BYTES,
+        allocated: 0,
         now: Duration::ZERO,
     };
     let end = connection.run(stream).await;
@@ -81,6 +85,12 @@ struct Connection {
     orderer: Option<Orderer>,
     identities: Identities,
     encoded_identities: Bytes,
+    /// What is not yet counted in the server's metrics.
+    tally: Tally,
+    /// Room for the next read: little while the client is idle, more while much comes.
+    room: usize,
+    /// Memory that the input may hold.
+    allocated: usize,
     /// The time of this wake-up.
     now: Duration,
 }
@@ -110,6 +120,9 @@ enum Step {
     /// It must wait for outstanding writes.
     Held,
 }
+
+/// Room for the input of an idle connection: most are idle, and there may be very many.
+const IDLE_BYTES: usize = 2 << 10;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +168,8 @@ impl Connection {
                 read = reader.read_buf(&mut self.input), if wants_input => match read {
                     Ok(0) => return End::Client,
                     Ok(_) => {
+                        let filled = self.input.len() == self.input.capacity();
+                        self.room = if filled { limits::CONNECTION_READ_AHEAD_BYTES } else { IDLE_BYTES };
                         self.now = self.service.hub.now();
                         client.hear(self.now);
                     }
@@ -197,6 +212,11 @@ impl Connection {
 
     async fn flush(&mut self, writer: &mut WriteHalf<BoxStream>) -> Result<(), End> {
         let hub = &self.service.hub;
+        let tally = std::mem::take(&mut self.tally);
+        if tally.received + tally.sent > 0 {
+            hub.metrics.add(&tally);
+            self.client.count_packets(tally.received, tally.sent);
+        }
         let settled = hub.settled();
         self.client.take_events(settled, |frame| self.output.extend_from_slice(&frame));
         if self.output.is_empty() {
@@ -212,6 +232,10 @@ impl Connection {
             written = writer.write_all_buf(&mut self.output) => {
                 written?;
                 writer.flush().await?;
+                if self.output.capacity() > limits::CONNECTION_FLUSH_BYTES {
+                    // One large reply must not hold its memory for as long as the client stays.
+                    self.output = BytesMut::new();
+                }
                 Ok(())
             }
         }
@@ -219,17 +243,21 @@ impl Connection {
 
     /// Makes room for what is to be read; false if enough is there while the next request waits.
     fn prepare_input(&mut self) -> bool {
-        const READ_BYTES: usize = 16 << 10;
-        if self.held.is_some() || matches!(self.stage, Stage::Opening { .. }) {
-            self.input.reserve(READ_BYTES);
-            return self.input.len() < limits::CONNECTION_READ_AHEAD_BYTES;
+        let waits = self.held.is_some() || matches!(self.stage, Stage::Opening { .. });
+        if waits && self.input.len() >= limits::CONNECTION_READ_AHEAD_BYTES {
+            return false;
         }
-        // The length has been checked when a frame was looked for.
         let announced =
             self.input.first_chunk::<4>().map_or(0, |prefix| u32::from_be_bytes(*prefix) as usize);
         let missing =
             (announced.min(self.service.options.frame_bytes_max) + 4).saturating_sub(self.input.len());
-        self.input.reserve(missing.max(READ_BYTES));
+        let wanted = if waits { self.room } else { self.room.max(missing) };
+        if self.input.is_empty() && wanted < self.allocated {
+            self.input = BytesMut::new();
+            self.allocated = 0;
+        }
+        self.input.reserve(wanted);
+        self.allocated = self.allocated.max(wanted);
         true
     }
 
@@ -335,7 +363,7 @@ impl Connection {
                 continue;
             }
             reply_outcome(xid, answer.zxid, &answer.outcome, &mut self.output)?;
-            self.count_reply(since);
+            self.tally.answered(self.now.saturating_sub(since));
         }
         self.client.outstanding.store(self.outstanding.len(), Ordering::Relaxed);
         if ended && self.outstanding.is_empty() {
@@ -393,6 +421,11 @@ impl Connection {
         };
         let step = if is_write(op) {
             self.write(header, op, body).await?
+        } else if op == OpCode::Ping {
+            // Ahead of outstanding writes: a session must not end because a region can't be reached, and
+            // clients tell pings by their xid, not by their place.
+            self.answer_here(header, op, body)?;
+            Step::Done
         } else if !self.outstanding.is_empty() {
             Step::Held
         } else {
@@ -400,8 +433,7 @@ impl Connection {
             Step::Done
         };
         if step == Step::Done {
-            self.client.received.fetch_add(1, Ordering::Relaxed);
-            self.service.hub.metrics.packets_received.fetch_add(1, Ordering::Relaxed);
+            self.tally.received += 1;
         }
         Ok(step)
     }
@@ -472,14 +504,14 @@ impl Connection {
                 return Ok(());
             }
         }
-        self.count_reply(self.now);
+        // It was answered within the wake-up that brought it.
+        self.tally.answered(Duration::ZERO);
         Ok(())
     }
 
     fn read(&mut self, xid: i32, request: &Request<'_>) {
-        let service = self.service.clone();
-        let identities = self.encoded_identities.clone();
-        let reader = Reader { session: self.client.session(), identities: &identities };
+        let Self { service, client, output, encoded_identities, .. } = self;
+        let reader = Reader { session: client.session(), identities: encoded_identities };
         let watched = match request {
             Request::Exists { path, watch: true }
             | Request::GetData { path, watch: true }
@@ -490,14 +522,14 @@ impl Connection {
         let view;
         let guard;
         let view: &View = if let Some(path) = watched {
-            view = service.hub.watch(&self.client, path, |view| reader.watch_of(view, request));
+            view = service.hub.watch(client, path, |view| reader.watch_of(view, request));
             &view
         } else {
             guard = service.hub.view();
             &guard
         };
-        self.take_events(view.state.zxid);
-        reader.reply(view, request, xid, &mut self.output);
+        client.take_events(view.state.zxid, |frame| output.extend_from_slice(&frame));
+        reader.reply(view, request, xid, output);
     }
 
     fn set_watches(&mut self, xid: i32, watches: &meridian_wire::SetWatches<'_>) -> Result<(), End> {
@@ -592,13 +624,6 @@ impl Connection {
 
     fn take_events(&mut self, upto: i64) {
         self.client.take_events(upto, |frame| self.output.extend_from_slice(&frame));
-    }
-
-    fn count_reply(&mut self, since: Duration) {
-        let metrics = &self.service.hub.metrics;
-        metrics.packets_sent.fetch_add(1, Ordering::Relaxed);
-        self.client.sent.fetch_add(1, Ordering::Relaxed);
-        metrics.answered(self.now.saturating_sub(since));
     }
 }
 

@@ -52,6 +52,16 @@ struct Watching {
     recent: Recent,
 }
 
+impl Watching {
+    fn bound(&self, client: &Client) {
+        let paths = self.table.paths_watched_by(client.number);
+        if paths > limits::CONNECTION_WATCHED_PATHS_MAX {
+            tracing::warn!(peer = %client.peer, paths, "closed: too many watches");
+            client.close();
+        }
+    }
+}
+
 /// Whom an answer is for.
 pub(super) struct Waiting {
     pub(super) client: Arc<Client>,
@@ -198,11 +208,7 @@ impl Hub {
         let view = self.view.load_full();
         if let Some(watch) = which(&view) {
             watching.table.add(client.number, path, watch);
-            let paths = watching.table.paths_watched_by(client.number);
-            if paths > limits::CONNECTION_WATCHED_PATHS_MAX {
-                tracing::warn!(peer = %client.peer, paths, "closed: too many watches");
-                client.close();
-            }
+            watching.bound(client);
         }
         view
     }
@@ -247,6 +253,7 @@ impl Hub {
         for (paths, watch) in lasting {
             paths.iter().for_each(|path| table.add(client.number, path, watch));
         }
+        watching.bound(client);
         (view, missed)
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use meridian_seam::{codec, limits};
 use tokio::time::MissedTickBehavior;
 
+use super::client::millis;
 use super::connection::Service;
 use super::hub::{Report, ReportAnswer};
 use crate::txn::Command;
@@ -84,12 +85,12 @@ pub(super) async fn report(service: Arc<Service>) {
             hub.clients().iter().filter(|c| heard_since(c)).map(|c| c.session()).collect();
         if leadership.borrow().is_me {
             hub.touch(&sessions);
-            reported = sent;
+            reported = whole_ms(sent);
             continue;
         }
         match send_report(&service, sessions).await {
             Ok(answer) => {
-                reported = sent;
+                reported = whole_ms(sent);
                 hub.in_contact(sent.saturating_sub(Duration::from_millis(answer.quorum_age_ms)));
                 match answer.lease_ms {
                     None => hub.lease().set(None),
@@ -100,6 +101,11 @@ pub(super) async fn report(service: Arc<Service>) {
             Err(error) => tracing::debug!(%error, "no report to the leader"),
         }
     }
+}
+
+/// The time in the precision in which connections note when they were heard.
+fn whole_ms(time: Duration) -> Duration {
+    Duration::from_millis(millis(time))
 }
 
 async fn send_report(service: &Service, sessions: Vec<i64>) -> std::io::Result<ReportAnswer> {

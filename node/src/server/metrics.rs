@@ -6,8 +6,8 @@ use std::time::Duration;
 /// What a server counts about its clients, as `srvr` and `mntr` tell it.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    pub(super) packets_received: AtomicU64,
-    pub(super) packets_sent: AtomicU64,
+    packets_received: AtomicU64,
+    packets_sent: AtomicU64,
     pub(super) outstanding: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connections_rejected: AtomicU64,
@@ -29,16 +29,38 @@ pub struct Latency {
     pub max_ms: u64,
 }
 
-impl Metrics {
+/// What one connection counts between two writes: the shared counters are touched once for all of it.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    latency_us_total: u64,
+    latency_us_max: u64,
+    latency_us_min: Option<u64>,
+}
+
+impl Tally {
     /// A request was answered after so long.
-    pub(super) fn answered(&self, latency: Duration) {
+    pub(super) fn answered(&mut self, latency: Duration) {
         let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        self.latency_us_total.fetch_add(us, Ordering::Relaxed);
-        self.latency_us_max.fetch_max(us, Ordering::Relaxed);
+        self.sent += 1;
+        self.latency_us_total = self.latency_us_total.saturating_add(us);
+        self.latency_us_max = self.latency_us_max.max(us);
+        self.latency_us_min = Some(self.latency_us_min.map_or(us, |least| least.min(us)));
+    }
+}
+
+impl Metrics {
+    pub(super) fn add(&self, tally: &Tally) {
+        self.packets_received.fetch_add(tally.received, Ordering::Relaxed);
+        let Some(min_us) = tally.latency_us_min else { return };
+        self.packets_sent.fetch_add(tally.sent, Ordering::Relaxed);
+        self.requests.fetch_add(tally.sent, Ordering::Relaxed);
+        self.latency_us_total.fetch_add(tally.latency_us_total, Ordering::Relaxed);
+        self.latency_us_max.fetch_max(tally.latency_us_max, Ordering::Relaxed);
         let least = self.latency_us_min.load(Ordering::Relaxed);
-        if least == 0 || us.saturating_add(1) < least {
-            self.latency_us_min.store(us.saturating_add(1), Ordering::Relaxed);
+        if least == 0 || min_us.saturating_add(1) < least {
+            self.latency_us_min.store(min_us.saturating_add(1), Ordering::Relaxed);
         }
     }
 

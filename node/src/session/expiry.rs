@@ -8,7 +8,8 @@ use std::time::Duration;
 ///
 /// Times are those of one monotonic clock. Whoever owns this asks [`Expiry::expired`] at least once an
 /// interval. When that did not happen (a paused process, an overloaded machine), reports of living
-/// sessions could not be taken either: every session then gets the time that was missed.
+/// sessions could not be taken either: nobody expires then for as long as was missed, at most for the
+/// longest timeout there is.
 #[derive(Debug)]
 pub struct Expiry {
     interval: Duration,
@@ -70,6 +71,7 @@ impl Expiry {
     /// Gives every session its whole timeout from now on: a new leader does not know when they were
     /// heard of last.
     pub fn renew_all(&mut self, now: Duration) {
+        self.asked_last = None;
         let sessions: Vec<i64> = self.sessions.keys().copied().collect();
         for session in sessions {
             self.touch(session, now);
@@ -82,7 +84,8 @@ impl Expiry {
         if let Some(last) = self.asked_last.replace(now) {
             let missed = now.saturating_sub(last).saturating_sub(self.interval);
             if missed > self.interval {
-                self.grace_until = now + missed;
+                let longest = self.sessions.values().map(|s| s.timeout).max().unwrap_or_default();
+                self.grace_until = now + missed.min(longest);
             }
         }
         if now < self.grace_until {
@@ -182,11 +185,13 @@ mod tests {
     fn a_pause_of_the_process_expires_nobody_at_once() {
         let mut expiry = Expiry::new(seconds(1.0));
         expiry.open(1, seconds(4.0), seconds(0.0));
+        expiry.open(2, seconds(4.0), seconds(0.0));
         assert_eq!(run(&mut expiry, 0, 2), []);
-        assert_eq!(expiry.expired(seconds(60.0)), []);
+        assert!(expiry.expired(seconds(60.0)).is_empty());
         expiry.touch(1, seconds(60.5));
-        assert_eq!(run(&mut expiry, 61, 116), []);
-        assert_eq!(run(&mut expiry, 117, 117), [(117, vec![1])]);
+        assert_eq!(run(&mut expiry, 61, 64), [(64, vec![2])]);
+        expiry.close(2);
+        assert_eq!(run(&mut expiry, 65, 65), [(65, vec![1])]);
     }
 
     #[test]
@@ -198,6 +203,15 @@ mod tests {
         assert_eq!(run(&mut expiry, 2, 4), [(4, vec![1])]);
         expiry.close(1);
         assert_eq!(run(&mut expiry, 5, 8), [(8, vec![2])]);
+    }
+
+    #[test]
+    fn time_as_a_follower_is_no_pause() {
+        let mut expiry = Expiry::new(seconds(1.0));
+        expiry.open(1, seconds(2.0), seconds(0.0));
+        assert_eq!(run(&mut expiry, 0, 1), []);
+        expiry.renew_all(seconds(1_000.0));
+        assert_eq!(run(&mut expiry, 1_000, 1_003), [(1_003, vec![1])]);
     }
 
     #[test]

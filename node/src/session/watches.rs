@@ -324,11 +324,11 @@ mod tests {
     fn a_watch_fires_once_for_what_it_watches() {
         let mut t = table(&[(1, "/a", Watch::Data), (2, "/a", Watch::Child), (2, "/a", Watch::Child)]);
         assert_eq!(t.len(), 2);
-        assert_eq!(told(&mut t, NodeCreated, "/b"), []);
+        assert!(told(&mut t, NodeCreated, "/b").is_empty());
         assert_eq!(told(&mut t, NodeChildrenChanged, "/a"), [2]);
-        assert_eq!(told(&mut t, NodeChildrenChanged, "/a"), []);
+        assert!(told(&mut t, NodeChildrenChanged, "/a").is_empty());
         assert_eq!(told(&mut t, NodeDataChanged, "/a"), [1]);
-        assert_eq!(told(&mut t, NodeDataChanged, "/a"), []);
+        assert!(told(&mut t, NodeDataChanged, "/a").is_empty());
         assert!(t.is_empty());
         assert_eq!(t.paths_watched_by(1), 0);
     }

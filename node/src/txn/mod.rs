@@ -14,6 +14,8 @@ pub mod acl;
 pub mod request;
 pub mod snapshot;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use state::{
     Answer, ClosedSession, Effects, Me, Owner, Position, Session, Sessions, State, route, sessions_of_region,

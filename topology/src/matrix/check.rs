@@ -91,16 +91,19 @@ impl Matrix {
     }
 }
 
-/// Refuses a round trip that is not a positive number, or whose tail lies below its median.
+/// Longest round trip taken, ms: a minute is longer than any connection waits.
+pub const ROUND_TRIP_MAX_MS: f64 = 60_000.0;
+
+/// Refuses a round trip that is not a positive number up to [`ROUND_TRIP_MAX_MS`], or whose tail lies below its median.
 pub(super) fn round_trip(from: &str, to: &str, given: &RoundTrip, place: &str) -> Result<(), Diagnostic> {
     let latencies = [Some(given.p50_ms), given.p99_ms];
-    if let Some(bad) = latencies.into_iter().flatten().find(|ms| !ms.is_finite() || *ms <= 0.0) {
+    if let Some(bad) = latencies.into_iter().flatten().find(|ms| !(*ms > 0.0 && *ms <= ROUND_TRIP_MAX_MS)) {
         return Err(Diagnostic::new(
             Code::BadLatency,
             place,
             format!("{from} to {to}: {bad} ms is not a round-trip time"),
         )
-        .suggest("give a positive number of milliseconds, or leave the pair out"));
+        .suggest("give a number of milliseconds above 0 and up to 60000, or leave the pair out"));
     }
     match given.p99_ms {
         Some(p99_ms) if p99_ms < given.p50_ms => Err(Diagnostic::new(

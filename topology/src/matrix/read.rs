@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Matrix, RoundTrip};
+use super::{Matrix, ROUND_TRIP_MAX_MS, RoundTrip};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::latency::Measured;
 
@@ -243,7 +243,7 @@ impl LivePair {
         ];
         let points: Option<Vec<(f64, f64)>> = steps
             .into_iter()
-            .map(|(p, ms)| ms.filter(|ms| ms.is_finite() && *ms > 0.0).map(|ms| (p, ms)))
+            .map(|(p, ms)| ms.filter(|ms| *ms > 0.0).map(|ms| (p, ms.min(ROUND_TRIP_MAX_MS))))
             .collect();
         Measured::new(points?)
     }
@@ -259,10 +259,12 @@ fn decode_histogram(text: &str) -> Result<Measured, String> {
         .map_err(|error| format!("the histogram is not a V2 one: {error:?}"))?;
     let total = histogram.len() as f64;
     let mut seen = 0u64;
-    let mut points = vec![(0.0, histogram.min() as f64 / HISTOGRAM_UNITS_PER_MS)];
+    let least_ms = histogram.min() as f64 / HISTOGRAM_UNITS_PER_MS;
+    let mut points = vec![(0.0, least_ms.min(ROUND_TRIP_MAX_MS))];
     for step in histogram.iter_recorded() {
         seen = seen.saturating_add(step.count_at_value());
-        points.push((seen as f64 / total, step.value_iterated_to() as f64 / HISTOGRAM_UNITS_PER_MS));
+        let value_ms = step.value_iterated_to() as f64 / HISTOGRAM_UNITS_PER_MS;
+        points.push((seen as f64 / total, value_ms.min(ROUND_TRIP_MAX_MS)));
     }
     if seen == 0 {
         return Err("the histogram is empty".to_owned());

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::Objective;
 use super::search::Figures;
-use crate::layout::{Design, Layout, Partial, Space, VOTERS_MAX};
+use crate::latency::{Model, Times};
+use crate::layout::{Design, Layout, Partial, Space};
 use crate::scenario::World;
 
 /// Bounds for one world; keeps what partial layouts share.
@@ -13,8 +14,8 @@ pub(super) struct Bounds<'w> {
     nearest_first: Vec<Vec<usize>>,
     /// Per leader: mean and largest way of the clients to it, ms.
     ways: Vec<(f64, f64)>,
-    /// Per leader: the largest mean way of the remaining clients after a loss of another region, ms.
-    ways_after_loss: Vec<f64>,
+    /// Per leader and lost region: mean way of the remaining clients to the leader, ms.
+    ways_after_loss: Vec<Vec<f64>>,
     unavailability: HashMap<(Design, Vec<u8>), f64>,
     least_unavailability: HashMap<(Design, Vec<u8>, u8, u8), f64>,
     least_after_leader_loss: HashMap<(Design, usize, u8), f64>,
@@ -32,10 +33,7 @@ impl<'w> Bounds<'w> {
             })
             .collect();
         let ways_after_loss = (0..regions)
-            .map(|leader| {
-                let lost = (0..regions).filter(|lost| *lost != leader);
-                lost.map(|lost| mean_way_after_loss_ms(world, leader, lost)).fold(0.0, f64::max)
-            })
+            .map(|leader| (0..regions).map(|lost| mean_way_after_loss_ms(world, leader, lost)).collect())
             .collect();
         Bounds {
             world,
@@ -64,7 +62,8 @@ impl<'w> Bounds<'w> {
     pub(super) fn infeasible(&self, partial: &Partial<'_>) -> bool {
         let world = self.world;
         if partial.design.votes_by_region() {
-            return usize::from(partial.total) < 2 * world.survive_regions + 1;
+            return usize::from(partial.total) < 2 * world.survive_regions + 1
+                || (world.region_loss_plus_voters > 0 && !self.largest_groups_survive(partial));
         }
         // What the largest regions hold may be lost, and the rest must be a majority.
         let spare = usize::from(partial.total - 1) / 2;
@@ -75,15 +74,25 @@ impl<'w> Bounds<'w> {
         lost(world.survive_regions) > spare || (more > 0 && lost(1) + more > spare)
     }
 
+    /// Whether a region and more voters could be lost if all groups left became as large as any may.
+    fn largest_groups_survive(&self, partial: &Partial<'_>) -> bool {
+        let most = self.world.space.voters_max_per_region.iter().max().copied().unwrap_or(0);
+        let largest = most.min((partial.room + 1).saturating_sub(partial.left)).max(1);
+        let mut voters = sizes(partial.voters);
+        voters.extend((0..partial.left).map(|_| largest));
+        let layout = Layout { design: partial.design, leader: 0, voters, observers: Vec::new() };
+        layout.survives_region_and_voters(self.world.region_loss_plus_voters)
+    }
+
     /// Figures that no completion falls below, in any.
     pub(super) fn figures(&mut self, partial: &Partial<'_>, objective: Objective) -> Figures {
         let world = self.world;
         let model = &world.model;
-        let commit_ms = self.commit_ms(partial);
+        let commit_ms = least_commit_ms(model, partial, None);
         let (mean_way_ms, longest_way_ms) = self.ways[partial.leader];
         let mean_write_ms = model.client_rtt_ms + mean_way_ms + commit_ms;
         let worst_write_ms = model.client_rtt_ms + longest_way_ms + commit_ms;
-        let stays_ms = model.client_rtt_ms + self.ways_after_loss[partial.leader] + commit_ms;
+        let stays_ms = model.client_rtt_ms + self.longest_way_after_loss_ms(partial.leader) + commit_ms;
         let after_loss_ms = stays_ms.max(self.after_leader_loss_ms(partial));
         let voters =
             partial.voters.iter().map(|count| usize::from(*count)).sum::<usize>() + usize::from(partial.left);
@@ -95,46 +104,66 @@ impl<'w> Bounds<'w> {
             after_loss_ms,
             unavailability: self.least_unavailability(partial),
             voters,
-            wan_copies: wan_copies(&world.space, partial, voters),
+            wan_copies: wan_copies(&world.space, partial),
         }
     }
 
-    /// What is left acknowledges no earlier than the nearest undecided region.
-    fn commit_ms(&self, partial: &Partial<'_>) -> f64 {
+    /// Mean and longest median write of the clients, ms.
+    pub(super) fn write_ms(&self, layout: &Layout, commit_ms: f64) -> (f64, f64) {
         let model = &self.world.model;
-        let Partial { design, leader, voters, total, left, .. } = *partial;
-        let mut times = [0.0; VOTERS_MAX + 1];
-        let mut count = 0;
-        let mut push = |value: f64, copies: u8| {
-            for slot in times.iter_mut().skip(count).take(usize::from(copies)) {
-                *slot = value;
-                count += 1;
-            }
-        };
-        let at_leader = voters[leader];
-        let own_ms = model.local_commit_ms(at_leader);
-        match design {
-            Design::Flat => {
-                push(model.fsync_ms, 1);
-                push(model.fsync_ms + model.zone_ms, at_leader - 1);
-            }
-            Design::Hier => push(own_ms, 1),
-            Design::Two => {}
+        if layout.design == Design::Two && model.pipeline.commits() > 0 {
+            return (model.mean_write_ms(layout), model.worst_write_ms(layout));
         }
-        for (region, size) in
-            voters.iter().enumerate().filter(|(region, size)| *region != leader && **size > 0)
-        {
-            let copies = if design == Design::Flat { *size } else { 1 };
-            push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
+        let (mean_way_ms, longest_way_ms) = self.ways[layout.leader];
+        let rest_ms = model.client_rtt_ms + commit_ms;
+        (rest_ms + mean_way_ms, rest_ms + longest_way_ms)
+    }
+
+    /// [`Layout::worst_after_loss_ms`], sooner: most of it is known before the layout is.
+    pub(super) fn after_loss_ms(&self, layout: &Layout, commit_ms: f64) -> f64 {
+        let model = &self.world.model;
+        if layout.design == Design::Two && model.pipeline.commits() > 0 {
+            return layout.worst_after_loss_ms(model, &self.world.succession);
         }
-        push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
-        let quorum = usize::from(total) / 2 + usize::from(design != Design::Two);
-        let times = &mut times[..count];
-        let last_ms = match quorum.checked_sub(1) {
-            Some(index) if index < times.len() => *times.select_nth_unstable_by(index, f64::total_cmp).1,
-            _ => 0.0,
+        let leader = layout.leader;
+        let mut worst_ms = self.after_leader_is_lost_ms(layout);
+        for lost in (0..layout.voters.len()).filter(|lost| *lost != leader) {
+            let commit_ms = match layout.voters[lost] {
+                0 => commit_ms,
+                _ => model.commit_without_ms(layout, leader, Some(lost)).unwrap_or(f64::INFINITY),
+            };
+            worst_ms = worst_ms.max(self.ways_after_loss[leader][lost] + commit_ms);
+        }
+        model.client_rtt_ms + worst_ms
+    }
+
+    /// The way and the commit under the region that takes over, ms.
+    fn after_leader_is_lost_ms(&self, layout: &Layout) -> f64 {
+        let World { model, succession, .. } = self.world;
+        let lost = layout.leader;
+        let under = |leader: usize| {
+            let commit_ms = model.commit_without_ms(layout, leader, Some(lost))?;
+            Some(self.ways_after_loss[leader][lost] + commit_ms)
         };
-        if design == Design::Two { last_ms.max(own_ms) } else { last_ms }
+        succession.successor(model, layout, under).and_then(under).unwrap_or(f64::INFINITY)
+    }
+
+    fn longest_way_after_loss_ms(&self, leader: usize) -> f64 {
+        let ways = self.ways_after_loss[leader].iter().enumerate();
+        ways.filter(|(lost, _)| *lost != leader).map(|(_, way_ms)| *way_ms).fold(0.0, f64::max)
+    }
+
+    /// A bound on the time after a loss that also loses each region decided on; at least `known_ms`.
+    pub(super) fn after_any_loss_ms(&self, partial: &Partial<'_>, known_ms: f64) -> f64 {
+        let ways = &self.ways_after_loss[partial.leader];
+        (0..partial.voters.len())
+            .filter(|lost| *lost != partial.leader && partial.voters[*lost] > 0)
+            .map(|lost| {
+                self.world.model.client_rtt_ms
+                    + ways[lost]
+                    + least_commit_ms(&self.world.model, partial, Some(lost))
+            })
+            .fold(known_ms, f64::max)
     }
 
     /// The least mean write when the leader's region is lost: the best successor with the nearest
@@ -150,7 +179,14 @@ impl<'w> Bounds<'w> {
                 .map(|successor| {
                     world.model.client_rtt_ms
                         + mean_way_after_loss_ms(world, successor, leader)
-                        + least_commit_ms(world, design, successor, leader, total, &nearest_first[successor])
+                        + least_commit_of_successor_ms(
+                            world,
+                            design,
+                            successor,
+                            leader,
+                            total,
+                            &nearest_first[successor],
+                        )
                 })
                 .fold(f64::INFINITY, f64::min)
         })
@@ -186,6 +222,35 @@ impl<'w> Bounds<'w> {
     }
 }
 
+/// The earliest commit, without the `lost` region: what is left to place acknowledges no
+/// earlier than the nearest undecided region.
+pub(super) fn least_commit_ms(model: &Model, partial: &Partial<'_>, lost: Option<usize>) -> f64 {
+    let Partial { design, leader, voters, total, left, .. } = *partial;
+    let mut times = Times::new();
+    let own_ms = model.local_commit_ms(voters[leader]);
+    match design {
+        Design::Flat => {
+            times.push(model.fsync_ms, 1);
+            times.push(model.fsync_ms + model.zone_ms, voters[leader] - 1);
+        }
+        Design::Hier => times.push(own_ms, 1),
+        Design::Two => {}
+    }
+    for (region, size) in voters.iter().enumerate() {
+        if *size > 0 && region != leader && lost != Some(region) {
+            let copies = if design == Design::Flat { *size } else { 1 };
+            times.push(model.rtt_ms[leader][region] + model.fsync_ms, copies);
+        }
+    }
+    times.push(model.rtt_ms[leader][partial.undecided[0]] + model.fsync_ms, left);
+    let others = usize::from(total) / 2;
+    match design {
+        Design::Flat | Design::Hier => times.kth_smallest(others + 1).unwrap_or(f64::INFINITY),
+        Design::Two if others == 0 => own_ms,
+        Design::Two => times.kth_smallest(others).map_or(f64::INFINITY, |vote| vote.max(own_ms)),
+    }
+}
+
 /// The mean way of the remaining clients to `leader`, as [`Layout::after_loss`] weighs them, ms.
 fn mean_way_after_loss_ms(world: &World, leader: usize, lost: usize) -> f64 {
     let model = &world.model;
@@ -199,9 +264,9 @@ fn mean_way_after_loss_ms(world: &World, leader: usize, lost: usize) -> f64 {
     }
 }
 
-/// The earliest commit under `leader` without `lost`, whatever the layout of that many voters or
+/// The earliest commit of a successor without `lost`, whatever the layout of that many voters or
 /// groups.
-fn least_commit_ms(
+fn least_commit_of_successor_ms(
     world: &World,
     design: Design,
     leader: usize,
@@ -229,19 +294,19 @@ fn least_commit_ms(
     if needed == 0 { model.fsync_ms } else { f64::INFINITY }
 }
 
-fn wan_copies(space: &Space, partial: &Partial<'_>, voters: usize) -> usize {
+fn wan_copies(space: &Space, partial: &Partial<'_>) -> usize {
     let away = |region: &usize| *region != partial.leader;
     if partial.design == Design::Two {
         let served = (0..partial.voters.len()).filter(away).filter(|region| space.served[*region]).count();
         return served.max(usize::from(partial.total) - 1);
     }
-    let decided_empty = (0..partial.voters.len())
-        .filter(away)
-        .filter(|region| {
-            partial.voters[*region] == 0 && space.served[*region] && !partial.undecided.contains(region)
-        })
-        .count();
-    voters - usize::from(partial.voters[partial.leader]) + decided_empty
+    // Every served region costs a copy, for a voter or an observer.
+    let decided: usize = (0..partial.voters.len())
+        .filter(|region| away(region) && !partial.undecided.contains(region))
+        .map(|region| usize::from(partial.voters[region].max(u8::from(space.served[region]))))
+        .sum();
+    let served = partial.undecided.iter().filter(|region| space.served[**region]).count();
+    decided + served.max(usize::from(partial.left))
 }
 
 fn sizes(voters: &[u8]) -> Vec<u8> {

@@ -15,6 +15,8 @@ pub struct Infeasible {
     pub reason: String,
     /// Single changes that make a layout fit, the smallest first.
     pub relaxations: Vec<Relaxation>,
+    /// Whether changes were looked for: in very large scenarios they are not.
+    pub relaxations_searched: bool,
 }
 
 /// One change to the scenario, and the best layout that it allows.
@@ -42,13 +44,19 @@ impl Infeasible {
                 "least change: {} from {} to {}, then {} at {:.1} ms",
                 least.key, least.from, least.to, least.layout, least.objective_ms
             )),
-            None => finding.suggest("no single change helps: relax two requirements, or add regions"),
+            None if self.relaxations_searched => {
+                finding.suggest("no single change helps: relax two requirements, or add regions")
+            }
+            None => finding.suggest("too many layouts to search for the least change: name fewer regions"),
         }
     }
 }
 
 /// Most steps tried on one key.
 const STEPS_MAX: usize = 4;
+
+/// Most layouts searched for one step: there are many steps.
+const LAYOUTS_MAX: u64 = 100_000_000;
 
 /// One way to relax a scenario: its key, the value now, and the scenarios of each further step.
 struct Knob {
@@ -58,20 +66,25 @@ struct Knob {
 }
 
 pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) -> Infeasible {
+    let relaxations_searched = world.space.count() <= LAYOUTS_MAX;
+    let knobs = if relaxations_searched { knobs(scenario) } else { Vec::new() };
     let mut relaxations: Vec<Relaxation> =
-        knobs(scenario).into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
+        knobs.into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
     relaxations.sort_by(|a, b| {
         a.steps
             .cmp(&b.steps)
             .then_with(|| a.objective_ms.total_cmp(&b.objective_ms))
             .then_with(|| a.key.cmp(&b.key))
     });
-    Infeasible { reason: reason(scenario, world), relaxations }
+    Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
 }
 
 fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
     knob.steps.into_iter().enumerate().find_map(|(i, (to, scenario))| {
         let (world, _) = scenario.world().ok()?;
+        if world.space.count() > LAYOUTS_MAX {
+            return None;
+        }
         let found = Search::new(&world, objective, 1).run();
         let best = found.first().filter(|best| best.feasible)?;
         Some(Relaxation {

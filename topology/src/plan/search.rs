@@ -56,7 +56,7 @@ pub(super) struct Search<'w> {
     bounds: Bounds<'w>,
     /// The best so far, sorted once `keep` are there.
     best: Vec<Standing>,
-    front: Vec<Standing>,
+    front: Vec<(Counts, Standing)>,
 }
 
 impl<'w> Search<'w> {
@@ -66,31 +66,33 @@ impl<'w> Search<'w> {
             world,
             objective,
             keep: keep.max(1),
-            feasible_only: true,
+            feasible_only: world.space.count() > keep as u64,
             bounds: Bounds::new(world),
             best: Vec::new(),
             front: Vec::new(),
         }
     }
 
-    /// The layouts that meet the requirements, best first, the Pareto front among them. If none
-    /// does, the others.
+    /// The layouts that meet the requirements, best first, the Pareto front among them; the others
+    /// behind them if there is room for all, or if none meets the requirements.
     pub(super) fn run(mut self) -> Vec<Standing> {
         self.walk();
-        if self.best.is_empty() {
+        if self.best.is_empty() && self.feasible_only {
             self.feasible_only = false;
             self.walk();
-        } else if self.objective == Objective::P99 {
+        }
+        if self.objective == Objective::P99 && self.best.first().is_some_and(|best| best.feasible) {
             self.rank_by_tail();
         }
-        for member in &self.front {
+        for (_, member) in &self.front {
             if self.best.iter().all(|standing| standing.layout != member.layout) {
                 self.best.push(member.clone());
             }
         }
         for standing in &mut self.best {
-            let unbeaten = !self.front.iter().any(|member| beats(&member.figures, &standing.figures));
-            standing.on_front = standing.feasible && unbeaten;
+            let own = counts(&standing.figures);
+            let beaten = self.front.iter().any(|(counts, _)| *counts != own && covers(counts, &own));
+            standing.on_front = standing.feasible && !beaten;
         }
         self.best.sort_by(rank);
         self.best
@@ -105,26 +107,43 @@ impl<'w> Search<'w> {
     }
 
     fn figures(&mut self, layout: &Layout) -> Figures {
+        let least = self.figures_but_after_loss(layout);
+        let after_loss_ms = self.bounds.after_loss_ms(layout, self.world.model.commit_ms(layout));
+        let objective_ms = self.objective.of(least.mean_write_ms, least.worst_write_ms, after_loss_ms);
+        Figures { objective_ms, after_loss_ms, ..least }
+    }
+
+    /// The figures that cost little, and zero for the time after a loss.
+    fn figures_but_after_loss(&mut self, layout: &Layout) -> Figures {
         let world = self.world;
-        let model = &world.model;
-        let (mean_write_ms, worst_write_ms) = (model.mean_write_ms(layout), model.worst_write_ms(layout));
-        let after_loss_ms = layout.worst_after_loss_ms(model, &world.succession);
+        let (mean_write_ms, worst_write_ms) = self.bounds.write_ms(layout, world.model.commit_ms(layout));
         Figures {
-            objective_ms: self.objective.of(mean_write_ms, worst_write_ms, after_loss_ms),
+            objective_ms: self.objective.of(mean_write_ms, worst_write_ms, 0.0),
             preference: world.preference(layout.leader),
             mean_write_ms,
             worst_write_ms,
-            after_loss_ms,
+            after_loss_ms: 0.0,
             unavailability: self.bounds.unavailability(layout),
             voters: layout.voter_count(),
             wan_copies: layout.wan_copies_per_write(),
         }
     }
 
+    /// Whether a layout with figures of at least these is neither among the best nor on the front.
+    fn hopeless(&self, least: &Figures) -> bool {
+        let too_late = self.best.len() >= self.keep
+            && self.best.last().is_some_and(|last| order(least, &last.figures) != Ordering::Less);
+        too_late && (!self.feasible_only || self.is_covered(&counts(least)))
+    }
+
+    fn is_covered(&self, figures: &Counts) -> bool {
+        self.front.iter().any(|(member, _)| covers(member, figures))
+    }
+
     /// Ranks by the p99 what the mean has found, together with the layout of the least p99.
     fn rank_by_tail(&mut self) {
         let mut assessor = Assessor::new(self.world);
-        for standing in self.best.iter_mut().chain(&mut self.front) {
+        for standing in self.best.iter_mut().chain(self.front.iter_mut().map(|(_, member)| member)) {
             standing.figures.objective_ms = assessor.p99_write_ms(&standing.layout);
         }
         self.best.sort_by(rank);
@@ -145,24 +164,28 @@ impl Guide for Search<'_> {
             return true;
         }
         let least = self.bounds.figures(partial, self.objective);
-        let too_late = self.best.len() >= self.keep
-            && self
-                .best
-                .get(self.keep - 1)
-                .is_some_and(|last| order(&least, &last.figures) != Ordering::Less);
-        too_late && (!self.feasible_only || self.front.iter().any(|member| covers(&member.figures, &least)))
+        self.hopeless(&least) || {
+            let after_loss_ms = self.bounds.after_any_loss_ms(partial, least.after_loss_ms);
+            let objective_ms = self.objective.of(least.mean_write_ms, least.worst_write_ms, after_loss_ms);
+            after_loss_ms > least.after_loss_ms
+                && self.hopeless(&Figures { objective_ms, after_loss_ms, ..least })
+        }
     }
 
     fn visit(&mut self, layout: &Layout) {
         let feasible = self.world.allows(layout);
-        if self.feasible_only && !feasible {
+        if (self.feasible_only && !feasible) || {
+            let least = self.figures_but_after_loss(layout);
+            self.hopeless(&least)
+        } {
             return;
         }
-        let standing =
-            Standing { layout: layout.clone(), figures: self.figures(layout), feasible, on_front: false };
-        if feasible && !self.front.iter().any(|member| covers(&member.figures, &standing.figures)) {
-            self.front.retain(|member| !covers(&standing.figures, &member.figures));
-            self.front.push(standing.clone());
+        let figures = self.figures(layout);
+        let own = counts(&figures);
+        let standing = Standing { layout: layout.clone(), figures, feasible, on_front: false };
+        if feasible && !self.is_covered(&own) {
+            self.front.retain(|(member, _)| !covers(&own, member));
+            self.front.push((own, standing.clone()));
         }
         let place = self.best.partition_point(|kept| rank(kept, &standing) == Ordering::Less);
         if place < self.keep {
@@ -197,28 +220,27 @@ fn order(a: &Figures, b: &Figures) -> Ordering {
 
 /// Latency in steps of [`SAME_MS`]: an order that stays transitive.
 fn rounded(ms: f64) -> i64 {
-    (ms / SAME_MS).round() as i64
+    (ms / SAME_MS + 0.5) as i64
 }
 
-/// The counts of the Pareto front, as whole numbers: unavailability in steps of a millionth of a
-/// millionth.
-fn counts(figures: &Figures) -> [i64; 6] {
+/// Unavailability below this is as good as none: a thirtieth of a second a year.
+const SAME_UNAVAILABILITY: f64 = 1e-9;
+
+/// What the Pareto front counts, in whole steps.
+type Counts = [i64; 6];
+
+fn counts(figures: &Figures) -> Counts {
     [
         rounded(figures.mean_write_ms),
         rounded(figures.worst_write_ms),
         rounded(figures.after_loss_ms),
-        (figures.unavailability * 1e12).round() as i64,
+        (figures.unavailability / SAME_UNAVAILABILITY) as i64,
         figures.voters as i64,
         figures.wan_copies as i64,
     ]
 }
 
 /// Whether `a` is as good as `b` on every count.
-fn covers(a: &Figures, b: &Figures) -> bool {
-    counts(a).iter().zip(&counts(b)).all(|(x, y)| x <= y)
-}
-
-/// Whether `a` is as good as `b` on every count and better on one.
-fn beats(a: &Figures, b: &Figures) -> bool {
-    covers(a, b) && counts(a) != counts(b)
+fn covers(a: &Counts, b: &Counts) -> bool {
+    a.iter().zip(b).all(|(x, y)| x <= y)
 }

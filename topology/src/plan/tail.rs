@@ -2,14 +2,17 @@
 //! layouts that could win are looked at.
 
 use super::Assessor;
+use super::bound::least_commit_ms;
 use crate::latency::{Distribution, Model};
 use crate::layout::{Design, Guide, Layout, Partial};
 use crate::scenario::World;
 
 /// The layouts with a p99 below `known_ms` that were met on the way to the least, the least last.
 pub(super) fn least_p99(world: &World, assessor: &mut Assessor<'_>, known_ms: f64) -> Vec<(Layout, f64)> {
-    let mut contenders = Contenders::new(world);
-    world.space.walk(&world.model.nearest_first(), &mut contenders);
+    let mut contenders = Contenders::new(world, known_ms);
+    // Nearest by the least times: the bound of a partial layout rests on that order.
+    let nearest_first = contenders.floor.nearest_first();
+    world.space.walk(&nearest_first, &mut contenders);
     contenders.found.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut least_ms = known_ms;
     let mut better = Vec::new();
@@ -37,12 +40,16 @@ struct Contenders<'w> {
     nearer: Vec<Vec<Vec<bool>>>,
     /// The same world with the least possible times: bounds a layout's p99 from below.
     floor: Model,
+    /// Per leader: mean over the clients of their round trip and the p99 of the way, ms.
+    ways_p99_ms: Vec<f64>,
+    /// A p99 that some layout is known to reach.
+    known_ms: f64,
     /// Lower bound of the p99, and the layout.
     found: Vec<(f64, Layout)>,
 }
 
 impl<'w> Contenders<'w> {
-    fn new(world: &'w World) -> Self {
+    fn new(world: &'w World, known_ms: f64) -> Self {
         let model = &world.model;
         let regions = model.regions.len();
         let nearer_under = |leader: usize| -> Vec<Vec<bool>> {
@@ -59,7 +66,18 @@ impl<'w> Contenders<'w> {
             zone_ms: model.zone.floor_ms(),
             ..model.clone()
         };
-        Contenders { world, nearer: (0..regions).map(nearer_under).collect(), floor, found: Vec::new() }
+        let way_p99_ms = |leader: usize| {
+            let client_ms = |client: usize| model.client_rtt_ms + model.rtt[client][leader].quantile(0.99);
+            model.mean_over_clients(client_ms)
+        };
+        Contenders {
+            world,
+            nearer: (0..regions).map(nearer_under).collect(),
+            floor,
+            ways_p99_ms: (0..regions).map(way_p99_ms).collect(),
+            known_ms,
+            found: Vec::new(),
+        }
     }
 
     /// Whether a voter or group may move nearer to the leader and leave the requirements met.
@@ -96,21 +114,21 @@ impl<'w> Contenders<'w> {
 
     /// No p99 is less than the client's round trip, the p99 of the way to the leader, and the least
     /// time a commit can take.
-    fn p99_floor_ms(&self, layout: &Layout) -> f64 {
-        let model = &self.world.model;
-        let commit_ms = self.floor.commit_ms(layout);
-        model.mean_over_clients(|client| {
-            model.client_rtt_ms + model.rtt[client][layout.leader].quantile(0.99) + commit_ms
-        })
+    fn p99_floor_ms(&self, leader: usize, commit_ms: f64) -> f64 {
+        self.ways_p99_ms[leader] + commit_ms
     }
 }
 
 impl Guide for Contenders<'_> {
-    /// Cuts where a decided group or voter could move to a decided region whatever the rest is.
-    /// Of single voters only where one region must be survivable at most: otherwise a move may
-    /// cost the requirement, and complete layouts are looked at one by one.
+    /// Cuts what can't reach the p99 that is known, and where a decided group or voter could move
+    /// to a decided region whatever the rest is: single voters only where one region must be
+    /// survivable at most, for otherwise a move may cost the requirement.
     fn cut(&mut self, partial: &Partial<'_>) -> bool {
         let world = self.world;
+        let commit_ms = least_commit_ms(&self.floor, partial, None);
+        if self.p99_floor_ms(partial.leader, commit_ms) > self.known_ms {
+            return true;
+        }
         let by_region = partial.design.votes_by_region();
         if (world.survive_regions > 1 && !by_region) || self.moves_clients(partial.design) {
             return false;
@@ -140,7 +158,8 @@ impl Guide for Contenders<'_> {
 
     fn visit(&mut self, layout: &Layout) {
         if self.world.allows(layout) && !self.improvable(layout) {
-            self.found.push((self.p99_floor_ms(layout), layout.clone()));
+            let floor_ms = self.p99_floor_ms(layout.leader, self.floor.commit_ms(layout));
+            self.found.push((floor_ms, layout.clone()));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::diagnostic::{Diagnostic, Level};
 use crate::layout::{Design, Layout};
-use crate::plan::{Assessment, Infeasible, Plan};
+use crate::plan::{Assessment, Infeasible, Objective, Plan};
 use crate::timing::Timing;
 
 /// Rows of the table beside those of the Pareto front.
@@ -129,13 +129,14 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
         writes.push(format!("at most {:.1} ms elsewhere", best.worst_write_ms));
     }
     line(out, format_args!("  A write takes {}.", writes.join(", ")));
-    let objective_ms = best.objective_ms(plan.objective);
+    let least = match plan.objective {
+        Objective::Mean => String::new(),
+        other => format!(" {:.1} ms by `{other}`,", best.objective_ms(other)),
+    };
+    let considered = plan.considered;
     line(
         out,
-        format_args!(
-            "  {:.1} ms by the objective `{}`: the least of {} layouts; {:.1} ms on average.",
-            objective_ms, plan.objective, plan.considered, best.mean_write_ms
-        ),
+        format_args!("  {:.1} ms on average;{least} the least of {considered} layouts.", best.mean_write_ms),
     );
     local_commits(out, plan, best);
     after_loss(out, plan, best);
@@ -229,7 +230,7 @@ fn regions(count: usize) -> String {
 
 fn refusal(out: &mut String, infeasible: &Infeasible) {
     line(out, format_args!("No layout fits: {}.", infeasible.reason));
-    if infeasible.relaxations.is_empty() {
+    if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
         line(out, "  No single change helps: relax two requirements, or add regions.");
     }
     for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
@@ -260,7 +261,7 @@ fn table(out: &mut String, plan: &Plan) {
     line(
         out,
         format_args!(
-            "Layouts by `{}`; write latencies in ms; * means no layout beats it on every count:",
+            "Layouts by `{}`; write latencies in ms; * no layout beats it on every count, ! requirements not met:",
             plan.objective
         ),
     );

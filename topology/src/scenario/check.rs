@@ -3,7 +3,7 @@
 use super::{Scenario, Time};
 use crate::diagnostic::{Code, Diagnostic, nearest};
 use crate::layout::{PLANNED_REGIONS_MAX, VOTERS_MAX};
-use crate::matrix::{ASSUMED_P99_OVER_P50, Matrix};
+use crate::matrix::{ASSUMED_P99_OVER_P50, Matrix, ROUND_TRIP_MAX_MS};
 
 /// Light in vacuum, km per ms; in fibre it is slower by the refractive index.
 const LIGHT_KM_PER_MS: f64 = 299.792_458;
@@ -99,10 +99,16 @@ impl Scenario {
         let mut diagnostics = Vec::new();
         let client = Time { p50: self.client_rtt, p99: None };
         for (place, time) in [("client_rtt", client), ("fsync", self.fsync), ("zone_rtt", self.zone_rtt)] {
-            let bad =
-                [Some(time.p50), time.p99].into_iter().flatten().find(|ms| !ms.is_finite() || *ms < 0.0);
+            let bad = [Some(time.p50), time.p99]
+                .into_iter()
+                .flatten()
+                .find(|ms| !(0.0..=ROUND_TRIP_MAX_MS).contains(ms));
             if let Some(bad) = bad {
-                diagnostics.push(Diagnostic::new(Code::BadLatency, place, format!("{bad} ms is not a time")));
+                diagnostics.push(Diagnostic::new(
+                    Code::BadLatency,
+                    place,
+                    format!("{bad} is not a time of 0 to 60000 ms"),
+                ));
             } else if let Some(p99) = time.p99.filter(|p99| *p99 < time.p50) {
                 diagnostics.push(
                     Diagnostic::new(

@@ -214,12 +214,12 @@ async fn serve(
         let (regions, count) = (layout.regions.len(), layout.servers().count());
         eprintln!("starting {count} servers in {regions} regions, data in {}", layout.directory.display());
     }
-    let ready = servers.wait_until_ready(layout, quiet).await?;
+    let ready = servers.wait_until_ready(layout, control, quiet).await?;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&ready)?)?;
     } else {
-        print_ready(&mut out, layout, matrix, &ready, control, args.delay)?;
+        print_ready(&mut out, layout, matrix, &ready, args.delay)?;
     }
     out.flush()?;
     servers.watch(layout, quiet).await
@@ -228,6 +228,8 @@ async fn serve(
 /// What a script learns of a mesh that is ready.
 #[derive(Debug, Serialize)]
 struct Ready {
+    /// Where `meridian demo cut` reaches this demo: its port goes after `--control`.
+    control: SocketAddr,
     regions: Vec<ReadyRegion>,
     subtrees: Vec<ReadySubtree>,
 }
@@ -262,7 +264,6 @@ fn print_ready(
     layout: &Layout,
     matrix: &Matrix,
     ready: &Ready,
-    control: SocketAddr,
     delay: Delay,
 ) -> anyhow::Result<()> {
     writeln!(out, "\nThe mesh is ready.\n")?;
@@ -309,10 +310,10 @@ fn print_ready(
     writeln!(out, "  zkCli.sh -server {} ls /global/demo", client(last))?;
     if ready.regions.len() > 1 {
         let program = std::env::current_exe()?;
-        let port = if control.port() == CONTROL_PORT {
+        let port = if ready.control.port() == CONTROL_PORT {
             String::new()
         } else {
-            format!(" --control {}", control.port())
+            format!(" --control {}", ready.control.port())
         };
         let (first, last) = (&ready.regions[0].name, &ready.regions[last].name);
         writeln!(out, "  {} demo cut {first} {last}{port}      # and: demo heal{port}", program.display())?;

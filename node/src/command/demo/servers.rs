@@ -1,12 +1,13 @@
 //! The server processes of a demo.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use super::layout::{DemoServer, Layout};
 use super::{LOOK_INTERVAL, Ready, ReadyRegion, ReadyServer, ReadySubtree};
@@ -21,6 +22,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The processes, in the order of the layout.
 pub(super) struct Servers {
     children: Vec<Child>,
+    /// The other ends of their standard inputs: a server stops when its own ends.
+    inputs: Vec<ChildStdin>,
 }
 
 impl Servers {
@@ -43,11 +46,19 @@ impl Servers {
                 .with_context(|| format!("cannot start server {}", server.name))?;
             Ok(child)
         };
-        Ok(Self { children: layout.servers().map(start).collect::<anyhow::Result<_>>()? })
+        let mut children = layout.servers().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        // Waiting for a child would close its input.
+        let inputs = children.iter_mut().filter_map(|child| child.stdin.take()).collect();
+        Ok(Self { children, inputs })
     }
 
     /// Waits until every server serves, every region has a leader and the regions know each other.
-    pub(super) async fn wait_until_ready(&mut self, layout: &Layout, quiet: bool) -> anyhow::Result<Ready> {
+    pub(super) async fn wait_until_ready(
+        &mut self,
+        layout: &Layout,
+        control: SocketAddr,
+        quiet: bool,
+    ) -> anyhow::Result<Ready> {
         let started = std::time::Instant::now();
         let mut serving: BTreeSet<String> = BTreeSet::new();
         loop {
@@ -69,7 +80,7 @@ impl Servers {
                         started.elapsed().as_secs_f64()
                     );
                 }
-                return Ok(self.ready(layout, &look));
+                return Ok(self.ready(layout, control, &look));
             }
             self.expect_all_running(layout)?;
             if started.elapsed() > READY_TIMEOUT {
@@ -86,7 +97,7 @@ impl Servers {
         }
     }
 
-    fn ready(&self, layout: &Layout, look: &Look) -> Ready {
+    fn ready(&self, layout: &Layout, control: SocketAddr, look: &Look) -> Ready {
         let mut pids = self.children.iter().map(|c| c.id().unwrap_or_default());
         let mut server = |server: &DemoServer| ReadyServer {
             name: server.name.clone(),
@@ -107,7 +118,7 @@ impl Servers {
             mode: if subtree.mode == SubtreeMode::Global { "global" } else { "homed" },
             home: subtree.home.clone(),
         });
-        Ready { regions, subtrees: subtrees.collect() }
+        Ready { control, regions, subtrees: subtrees.collect() }
     }
 
     fn expect_all_running(&mut self, layout: &Layout) -> anyhow::Result<()> {
@@ -143,10 +154,7 @@ impl Servers {
 
     /// Stops all servers: gently, then not.
     pub(super) async fn stop(&mut self) {
-        for child in &mut self.children {
-            // The end of its standard input tells a server to stop.
-            drop(child.stdin.take());
-        }
+        self.inputs.clear();
         let ending: FuturesUnordered<_> = self
             .children
             .iter_mut()

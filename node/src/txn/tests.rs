@@ -1,0 +1,422 @@
+//! A mesh of region states without a network: the test itself carries requests from outboxes to orderers
+//! and orders back to regions, and can repeat, lose and delay them.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use meridian_bridge::mesh::{Mesh, Mode, Orderer, Subtree};
+use meridian_bridge::state::{
+    self as federation, GlobalChange, GlobalCommand, GlobalEntry, GlobalLogId, GlobalPayload, Outcome,
+};
+use meridian_seam::codec;
+use meridian_wire::{Acl, Create, ErrorCode, EventType, OpCode, Request};
+
+use super::{Answer, Batch, Caller, ClientRequest, Command, Effects, Me, Reply, State, snapshot};
+
+const EPHEMERAL: i32 = 1;
+const SEQUENTIAL: i32 = 2;
+
+/// One region with one server and one session.
+struct Region {
+    state: State,
+    me: Me,
+    sequence: u64,
+    session: i64,
+    effects: Effects,
+}
+
+fn mesh() -> Mesh {
+    Mesh {
+        regions: vec!["a".into(), "b".into(), "c".into()],
+        subtrees: vec![
+            Subtree { path: "/global".into(), mode: Mode::Global },
+            Subtree { path: "/shared".into(), mode: Mode::Homed { home: 1 } },
+        ],
+    }
+}
+
+impl Region {
+    fn new(number: u8) -> Self {
+        let me = Me { server: 1, boot: 1 };
+        let session = i64::from(number) << 56 | 5;
+        let mut region =
+            Self { state: State::new(number), me, sequence: 0, session, effects: Effects::default() };
+        region.apply(&Command::FormMesh { mesh: mesh() });
+        let caller = region.caller();
+        let password = [1; 16];
+        region.apply(&Command::OpenSession { caller, session, connection: 1, timeout_ms: 9_000, password });
+        region
+    }
+
+    fn caller(&mut self) -> Caller {
+        self.sequence += 1;
+        Caller { server: 1, boot: 1, sequence: self.sequence }
+    }
+
+    fn apply(&mut self, command: &Command<'_>) {
+        let bytes = codec::encode(command).unwrap().into();
+        let batch = Batch::encode(1_000, &[bytes]).unwrap();
+        self.state.apply(1, &batch, self.me, &mut self.effects);
+    }
+
+    fn federation(&mut self, command: federation::Command) -> Outcome {
+        self.apply(&Command::Bridge(command));
+        self.effects.outcomes.pop().unwrap()
+    }
+
+    fn send(&mut self, request: &Request<'_>) {
+        let caller = self.caller();
+        self.send_as(caller, request);
+    }
+
+    fn send_as(&mut self, caller: Caller, request: &Request<'_>) {
+        let mut body = BytesMut::new();
+        request.encode(&mut body);
+        let session = self.session;
+        let op = request.op() as i32;
+        self.apply(&Command::Client(ClientRequest {
+            caller,
+            session,
+            connection: 1,
+            identities: &[],
+            op,
+            body: &body,
+        }));
+    }
+
+    fn create(&mut self, path: &str, flags: i32) {
+        self.send(&Request::Create(Create { path, data: Some(b"x"), acl: vec![Acl::OPEN], flags }));
+    }
+
+    /// The answers since the last call.
+    fn answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.effects.answers)
+    }
+
+    fn errors(&mut self) -> Vec<ErrorCode> {
+        self.answers().into_iter().map(|a| a.outcome.error).collect()
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.state.tree.get(path).is_some()
+    }
+
+    fn outbox(&self, orderer: Orderer) -> Vec<(u64, Bytes)> {
+        let outbox = self.state.federation.outboxes.get(&orderer);
+        let requests = outbox.into_iter().flat_map(|o| o.requests.iter());
+        requests.map(|(number, pending)| (*number, pending.request.clone())).collect()
+    }
+
+    fn forward(&self) -> Option<GlobalCommand> {
+        let waiting = self.outbox(Orderer::Global);
+        let first = waiting.first()?.0;
+        let requests = waiting.into_iter().map(|(_, request)| request).collect();
+        Some(GlobalCommand::Forward { region: self.state.region, first, time_ms: 2_000, requests })
+    }
+}
+
+/// The log of the global group, as agreed on.
+#[derive(Default)]
+struct GlobalLog(Vec<GlobalEntry>);
+
+impl GlobalLog {
+    fn agree(&mut self, command: &GlobalCommand) {
+        let id = GlobalLogId { term: 3, index: self.0.len() as u64 };
+        let payload = GlobalPayload::Command(codec::encode(command).unwrap().into());
+        self.0.push(GlobalEntry { id, payload });
+    }
+
+    /// Lets a region store and apply everything.
+    fn teach(&self, region: &mut Region) {
+        let incarnation = region.state.federation.incarnation;
+        let known = region.state.federation.global.last().map_or(0, |id| id.index + 1);
+        let missing = self.0[known as usize..].to_vec();
+        let change = |change| federation::Command::Global { incarnation, change };
+        assert_eq!(region.federation(change(GlobalChange::Append(missing))), Outcome::Applied);
+        let upto = self.0.len() as u64 - 1;
+        assert_eq!(region.federation(change(GlobalChange::Commit(upto))), Outcome::Applied);
+    }
+}
+
+fn regions() -> [Region; 3] {
+    [Region::new(1), Region::new(2), Region::new(3)]
+}
+
+fn assert_equal(regions: &[Region], subtree: u16) {
+    let digest = regions[0].state.tree.digest(subtree);
+    for region in regions {
+        assert_eq!(region.state.tree.digest(subtree), digest, "region {}", region.state.region);
+    }
+}
+
+#[test]
+fn a_global_write_is_answered_once_it_comes_back_in_order() {
+    let [mut a, mut b, mut c] = regions();
+    a.answers();
+    a.create("/global/n-", SEQUENTIAL);
+    b.create("/global/n-", SEQUENTIAL);
+    assert!(a.answers().is_empty() && !a.has("/global/n-0000000000"));
+    let mut log = GlobalLog::default();
+    log.agree(&b.forward().unwrap());
+    log.agree(&a.forward().unwrap());
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+    }
+    let answers = a.answers();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].outcome.reply, Reply::Path("/global/n-0000000001".into()));
+    assert!(a.outbox(Orderer::Global).is_empty());
+    let stat = c.state.tree.get("/global/n-0000000001").unwrap().stat();
+    assert_eq!(stat.czxid, 3 << 32 | 2, "the subtree's own zxid: epoch of the group and counter");
+    assert_equal(&[a, b, c], 1);
+}
+
+#[test]
+fn repeated_and_overtaking_forwards_take_effect_exactly_once() {
+    let [mut a, mut b, _] = regions();
+    a.create("/global/one", 0);
+    let early = a.forward().unwrap();
+    a.create("/global/two", 0);
+    let both = a.forward().unwrap();
+    let late = match both.clone() {
+        GlobalCommand::Forward { region, time_ms, requests, .. } => {
+            GlobalCommand::Forward { region, first: 2, time_ms, requests: requests[1..].to_vec() }
+        }
+        other => other,
+    };
+    let mut log = GlobalLog::default();
+    for command in [&late, &early, &both, &both, &early] {
+        log.agree(command);
+    }
+    a.answers();
+    log.teach(&mut a);
+    log.teach(&mut b);
+    // The one that overtook is dropped; what comes again is taken once.
+    assert_eq!(a.errors(), [ErrorCode::Ok, ErrorCode::Ok]);
+    assert_eq!(b.state.federation.orders[&Orderer::Global].position, 2);
+    assert_equal(&[a, b], 1);
+}
+
+#[test]
+fn requests_of_a_server_take_effect_exactly_once_and_in_order() {
+    let mut a = Region::new(1);
+    a.answers();
+    let (first, second) = (a.caller(), a.caller());
+    let set = Request::SetData { path: "/n", data: None, version: -1 };
+    let create = Request::Create(Create { path: "/n", data: None, acl: vec![Acl::OPEN], flags: 0 });
+    a.send_as(second, &set);
+    assert!(a.answers().is_empty(), "a gap is not taken");
+    for _ in 0..2 {
+        a.send_as(first, &create);
+        a.send_as(second, &set);
+    }
+    assert_eq!(a.errors(), [ErrorCode::Ok, ErrorCode::Ok]);
+    assert_eq!(a.state.tree.get("/n").unwrap().times.version, 1);
+    // A later start of the server begins anew, and an earlier one is forgotten.
+    a.send_as(Caller { server: 1, boot: 2, sequence: 1 }, &set);
+    a.send_as(Caller { server: 1, boot: 1, sequence: 4 }, &set);
+    assert_eq!(a.state.tree.get("/n").unwrap().times.version, 1, "the session belongs to the old start");
+    assert_eq!(a.state.cursors[&1], (2, 1));
+}
+
+#[test]
+fn a_homed_write_is_ordered_at_home_and_mirrored() {
+    let [mut a, mut b, mut c] = regions();
+    a.answers();
+    a.create("/shared/home", 0);
+    assert_eq!(a.errors(), [ErrorCode::Ok], "the home answers at once");
+    b.create("/shared/away", 0);
+    let orderer = Orderer::Home(2);
+    let requests: Vec<Bytes> = b.outbox(orderer).into_iter().map(|(_, r)| r).collect();
+    let forward = federation::Command::Forward { subtree: 2, region: 2, first: 1, requests };
+    for _ in 0..2 {
+        assert_eq!(a.federation(forward.clone()), Outcome::Applied);
+    }
+    assert_eq!(c.federation(forward), Outcome::Refused, "only the home orders");
+    let records = a.state.federation.mirrors[&2].from(1, usize::MAX).unwrap();
+    assert_eq!(records.len(), 2);
+    let mirror = |records: &[Bytes]| federation::Command::Mirror { subtree: 2, records: records.to_vec() };
+    assert_eq!(b.federation(mirror(&records[1..])), Outcome::Gap);
+    b.answers();
+    for region in [&mut b, &mut c] {
+        for _ in 0..2 {
+            assert_eq!(region.federation(mirror(&records)), Outcome::Applied);
+        }
+        assert_eq!(region.federation(mirror(&[])), Outcome::Applied, "an empty source deletes nothing");
+        assert!(region.has("/shared/home") && region.has("/shared/away"));
+    }
+    assert_eq!(b.errors(), [ErrorCode::Ok]);
+    assert_equal(&[a, b, c], 2);
+}
+
+#[test]
+fn a_region_that_loses_its_lease_loses_its_ephemerals_and_sessions() {
+    let [mut a, mut b, mut c] = regions();
+    let mut log = GlobalLog::default();
+    c.create("/global/holder", EPHEMERAL);
+    log.agree(&c.forward().unwrap());
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+    }
+    assert!(c.state.owns_ephemerals_elsewhere(c.session));
+    // The region is cut off: its own side ends first.
+    c.create("/global/too-late", EPHEMERAL);
+    let too_late = c.forward().unwrap();
+    assert_eq!(c.federation(federation::Command::LapseLease { lease_epoch: 0 }), Outcome::Applied);
+    assert!(!c.state.sessions.contains_key(&c.session));
+    assert_eq!(c.effects.closed.len(), 1);
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    for region in [&mut a, &mut b] {
+        log.teach(region);
+        assert!(!region.has("/global/holder"));
+        let deleted = region.effects.events.iter().filter(|e| e.kind == EventType::NodeDeleted);
+        assert_eq!(deleted.count(), 1);
+    }
+    // It comes back: what it had asked for before it knew has no effect any more.
+    log.agree(&too_late);
+    log.agree(&c.forward().unwrap());
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+        assert!(!region.has("/global/too-late") && !region.has("/global/holder"));
+    }
+    assert_eq!(c.federation(federation::Command::LapseLease { lease_epoch: 0 }), Outcome::Refused);
+    assert_equal(&[a, b, c], 1);
+}
+
+#[test]
+fn a_closed_sessions_ephemerals_go_everywhere_and_none_comes_after() {
+    let [mut a, mut b, _] = regions();
+    b.create("/global/mine", EPHEMERAL);
+    b.send(&Request::CloseSession);
+    b.create("/global/after", EPHEMERAL);
+    let mut log = GlobalLog::default();
+    log.agree(&b.forward().unwrap());
+    for region in [&mut a, &mut b] {
+        log.teach(region);
+        assert!(!region.has("/global/mine") && !region.has("/global/after"));
+    }
+    assert_eq!(b.errors().last(), Some(&ErrorCode::Ok));
+    assert_equal(&[a, b], 1);
+}
+
+#[test]
+fn old_incarnations_are_shut_out() {
+    let mut a = Region::new(1);
+    assert_eq!(a.federation(federation::Command::AcquireGlobal { incarnation: 7 }), Outcome::Applied);
+    assert_eq!(a.federation(federation::Command::AcquireGlobal { incarnation: 6 }), Outcome::Fenced);
+    let vote = |incarnation| federation::Command::Global {
+        incarnation,
+        change: GlobalChange::Vote(Bytes::from_static(b"v")),
+    };
+    assert_eq!(a.federation(vote(6)), Outcome::Fenced);
+    assert!(a.state.federation.global.vote.is_none());
+    assert_eq!(a.federation(vote(7)), Outcome::Applied);
+}
+
+#[test]
+fn a_multi_over_two_orderers_is_refused_as_a_whole() {
+    let mut a = Region::new(1);
+    a.answers();
+    let create = |path| Request::Create(Create { path, data: None, acl: vec![Acl::OPEN], flags: 0 });
+    a.send(&Request::Multi(vec![create("/local"), create("/global/x")]));
+    a.send(&Request::Multi(vec![create("/p"), create("/p/q"), create("/p")]));
+    let answers = a.answers();
+    assert_eq!(answers[0].outcome.error, ErrorCode::BadArguments);
+    assert!(matches!(&answers[1].outcome.reply, Reply::Multi(results) if results.len() == 3));
+    assert!(!a.has("/local") && !a.has("/p") && a.outbox(Orderer::Global).is_empty());
+}
+
+#[test]
+fn a_snapshot_of_an_order_brings_a_region_up_to_date_and_a_damaged_one_does_nothing() {
+    let [mut a, mut b, _] = regions();
+    let mut log = GlobalLog::default();
+    a.create("/global/one", 0);
+    b.create("/global/two", EPHEMERAL);
+    b.answers();
+    log.agree(&a.forward().unwrap());
+    log.agree(&b.forward().unwrap());
+    log.teach(&mut a);
+    let pieces = snapshot::SubtreeSnapshot::write(&a.state, Orderer::Global).unwrap();
+    let stage = |region: &mut Region, pieces: &[Bytes]| {
+        for (piece, bytes) in (0..).zip(pieces) {
+            let bytes = bytes.clone();
+            let stage = federation::Command::Stage { orderer: Orderer::Global, transfer: 9, piece, bytes };
+            assert_eq!(region.federation(stage), Outcome::Applied);
+        }
+        let global = Some(federation::GlobalInstall {
+            incarnation: 0,
+            applied: GlobalLogId { term: 3, index: 1 },
+            membership: Bytes::new(),
+        });
+        region.federation(federation::Command::Install { orderer: Orderer::Global, transfer: 9, global })
+    };
+    stage(&mut b, &pieces[..1]);
+    assert!(!b.has("/global/one") && b.has("/global"), "half a snapshot is refused and deletes nothing");
+    assert_eq!(stage(&mut b, &pieces), Outcome::Applied);
+    assert!(b.has("/global/one") && b.has("/global/two"));
+    assert_eq!(b.errors(), [ErrorCode::ConnectionLoss], "the result of what it covers is not known");
+    assert!(b.effects.events.iter().any(|e| &*e.path == "/global/one" && e.kind == EventType::NodeCreated));
+    log.teach(&mut b);
+    assert_equal(&[a, b], 1);
+}
+
+#[test]
+fn a_region_snapshot_restores_everything() {
+    let [mut a, mut b, _] = regions();
+    let mut log = GlobalLog::default();
+    a.create("/local", 0);
+    a.create("/global/mine", EPHEMERAL);
+    a.create("/shared/x", 0);
+    log.agree(&a.forward().unwrap());
+    log.teach(&mut a);
+    a.create("/global/waiting", 0);
+    b.create("/shared/waiting", 0);
+    for region in [&a, &b] {
+        let mut bytes = Vec::new();
+        snapshot::write_region(&region.state, &mut bytes).unwrap();
+        let restored = snapshot::read_region(&mut &bytes[..]).unwrap();
+        let mut again = Vec::new();
+        snapshot::write_region(&restored, &mut again).unwrap();
+        let state = &region.state;
+        assert_eq!(
+            (restored.zxid, restored.time_ms, restored.tree.len()),
+            (state.zxid, state.time_ms, state.tree.len())
+        );
+        assert_eq!(restored.sessions, state.sessions);
+        assert_eq!(format!("{:?}", restored.federation), format!("{:?}", state.federation));
+        for subtree in 0..3 {
+            assert_eq!(restored.tree.digest(subtree), state.tree.digest(subtree));
+        }
+        for cut in [0, 3, bytes.len() / 2, bytes.len() - 1] {
+            assert!(snapshot::read_region(&mut &bytes[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn zxids_never_go_back_over_terms() {
+    let mut a = Region::new(1);
+    let mut seen = BTreeMap::new();
+    for term in [1, 1, 2, 5, 5, 6] {
+        let caller = a.caller();
+        let path = format!("/n{}", caller.sequence);
+        let mut body = BytesMut::new();
+        Request::Create(Create { path: &path, data: None, acl: vec![Acl::OPEN], flags: 0 }).encode(&mut body);
+        let (session, op) = (a.session, OpCode::Create as i32);
+        let command = Command::Client(ClientRequest {
+            caller,
+            session,
+            connection: 1,
+            identities: &[],
+            op,
+            body: &body,
+        });
+        let batch = Batch::encode(0, &[codec::encode(&command).unwrap().into()]).unwrap();
+        a.state.apply(term, &batch, a.me, &mut a.effects);
+        let zxid = a.state.tree.get(&path).unwrap().times.czxid;
+        assert!(zxid >> 32 >= term as i64);
+        assert_eq!(seen.insert(zxid, path), None);
+        assert_eq!(seen.last_key_value().map(|(z, _)| *z), Some(zxid));
+    }
+}

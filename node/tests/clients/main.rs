@@ -1,0 +1,12 @@
+//! Real clients on real servers: sockets on loopback, logs in temporary directories.
+
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod raw;
+mod region;
+
+mod protocol;
+mod sessions;
+mod shared;
+mod watches;
+mod zookeeper;

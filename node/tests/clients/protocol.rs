@@ -1,0 +1,163 @@
+//! Order, framing, limits, and what is served besides the protocol.
+
+use bytes::{BufMut, BytesMut};
+use meridian_wire::{
+    Acl, AuthPacket, CreateMode, ErrorCode, OpCode, Request, Response, begin_frame, finish_frame, perms,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::raw::{RawClient, data};
+use crate::region::TestRegion;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_answered_in_order_and_see_what_came_before_them() {
+    let region = TestRegion::start(3, 1).await;
+    let mut client = RawClient::connect(region.address(4)).await;
+    client.create("/a", CreateMode::Persistent).await.unwrap();
+    let mut sent = Vec::new();
+    for i in 0..300 {
+        let value = i.to_string();
+        let set = Request::SetData { path: "/a", data: Some(value.as_bytes()), version: -1 };
+        sent.push((client.send(&set).await, None));
+        if i % 3 == 0 {
+            let get = client.send(&Request::GetData { path: "/a", watch: false }).await;
+            sent.push((get, Some(value)));
+        }
+        if i % 50 == 0 {
+            sent.push((client.send(&Request::Ping).await, None));
+        }
+    }
+    let mut newest = 0;
+    for (xid, expected) in sent {
+        let (header, body) = client.reply().await.unwrap();
+        assert_eq!((header.xid, header.error), (xid, ErrorCode::Ok));
+        assert!(header.zxid >= newest, "zxids of replies never fall");
+        newest = header.zxid;
+        if let Some(expected) = expected {
+            assert_eq!(data(&body), expected.as_bytes());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_bytes_close_their_connection_alone() {
+    let region = TestRegion::start(1, 0).await;
+    let mut bystander = RawClient::connect(region.address(1)).await;
+    let mut cut_short = BytesMut::new();
+    let start = begin_frame(&mut cut_short);
+    cut_short.put_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 99, b'/']);
+    finish_frame(start, &mut cut_short).unwrap();
+    let hostile: [&[u8]; 5] =
+        [&[0xff; 8], &[0x7f, 0xff, 0xff, 0xff], &[0, 0, 0, 1, 7], &[0, 0, 0, 0], &cut_short];
+    for bytes in hostile {
+        let mut fresh = TcpStream::connect(region.address(1)).await.unwrap();
+        fresh.write_all(bytes).await.unwrap();
+        // An incomplete handshake is closed only when the client gives up.
+        fresh.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        let _ = fresh.read_to_end(&mut rest).await;
+        assert!(rest.is_empty(), "{bytes:?}");
+
+        let mut connected = RawClient::connect(region.address(1)).await;
+        connected.stream.write_all(bytes).await.unwrap();
+        connected.closed().await;
+    }
+    assert_eq!(bystander.create("/fine", CreateMode::Persistent).await.unwrap(), "/fine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_operations_are_unimplemented_and_close() {
+    let region = TestRegion::start(1, 0).await;
+    for op in [10, 13, 16, 999] {
+        let mut client = RawClient::connect(region.address(1)).await;
+        let mut out = BytesMut::new();
+        let start = begin_frame(&mut out);
+        out.put_i32(1);
+        out.put_i32(op);
+        finish_frame(start, &mut out).unwrap();
+        client.stream.write_all(&out).await.unwrap();
+        let (header, _) = client.reply().await.unwrap();
+        assert_eq!((header.xid, header.error), (1, ErrorCode::Unimplemented), "operation {op}");
+        client.closed().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acls_are_checked_and_digests_masked() {
+    let region = TestRegion::start(1, 0).await;
+    let mut owner = RawClient::connect(region.address(1)).await;
+    let auth = Request::Auth(AuthPacket { kind: 0, scheme: "digest", auth: b"bob:secret" });
+    assert_eq!(owner.call(&auth).await.0.error, ErrorCode::Ok);
+    owner.create("/secret", CreateMode::Persistent).await.unwrap();
+    owner.create("/shown", CreateMode::Persistent).await.unwrap();
+    let mine = Acl { perms: perms::ALL, scheme: "auth", id: "" };
+    let set = |path, acl| Request::SetAcl { path, acl, version: -1 };
+    assert_eq!(owner.call(&set("/secret", vec![mine])).await.0.error, ErrorCode::Ok);
+    let readable = Acl { perms: perms::READ, ..Acl::OPEN };
+    assert_eq!(owner.call(&set("/shown", vec![mine, readable])).await.0.error, ErrorCode::Ok);
+
+    let mut stranger = RawClient::connect(region.address(1)).await;
+    assert_eq!(stranger.get("/secret", true).await, Err(ErrorCode::NoAuth));
+    let exists = Request::Exists { path: "/secret", watch: true };
+    assert_eq!(stranger.call(&exists).await.0.error, ErrorCode::NoAuth);
+    assert_eq!(stranger.set("/shown", b"").await, ErrorCode::NoAuth);
+    let (header, body) = stranger.call(&Request::GetAcl { path: "/shown" }).await;
+    assert_eq!(header.error, ErrorCode::Ok);
+    let Response::Acl { acl, .. } = Response::decode(OpCode::GetAcl, &body).unwrap() else { panic!() };
+    assert_eq!(acl[0].id, "bob:x");
+    assert_eq!(owner.get("/secret", false).await, Ok(Vec::new()));
+    assert_eq!(region.server(1).hub().watch_count(), 0, "what may not be read can't be watched");
+
+    let unknown = Request::Auth(AuthPacket { kind: 0, scheme: "nonsense", auth: b"" });
+    assert_eq!(stranger.call(&unknown).await.0.error, ErrorCode::AuthFailed);
+    stranger.closed().await;
+}
+
+async fn ask(address: std::net::SocketAddr, question: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(question.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_are_answered_in_words_and_over_http() {
+    let region = TestRegion::start(3, 1).await;
+    let leader = region.leader().await;
+    let modes = (1..=4).map(|server| ask(region.address(server), "srvr"));
+    for (server, answer) in (1..).zip(futures::future::join_all(modes).await) {
+        let mode = match server {
+            4 => "observer",
+            _ if server == leader => "leader",
+            _ => "follower",
+        };
+        assert!(answer.starts_with("Zookeeper version: 3.9.0-meridian"), "{answer}");
+        assert!(answer.contains(&format!("\nMode: {mode}\n")), "server {server}: {answer}");
+    }
+    let address = region.address(leader);
+    assert_eq!(ask(address, "ruok").await, "imok");
+    assert_eq!(ask(address, "isro").await, "rw");
+    assert!(ask(address, "mntr").await.contains("zk_server_state\tleader\n"));
+    assert!(ask(address, "conf").await.contains("tickTime=2000\n"));
+    assert_eq!(ask(address, "srst").await, "srst is not executed because it is not in the whitelist.\n");
+
+    region.server(leader).routes().add("/extra", || serde_json::json!({ "added": true }));
+    let admin = region.server(leader).admin_address().unwrap();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    for (path, status, content) in [
+        ("/health", "200", "\"healthy\":true"),
+        ("/commands/ruok", "200", "\"error\":null"),
+        ("/commands/leader", "200", "\"is_leader\":true"),
+        ("/commands/nonsense", "404", "there is no command"),
+        ("/digest", "200", "[]"),
+        ("/metrics", "200", "\nznode_count 4\n"),
+        ("/extra", "200", "\"added\":true"),
+        ("/other", "404", "there is no /other"),
+    ] {
+        let answer = ask(admin, &get(path)).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+        assert!(answer.contains(content), "{path}: {answer}");
+    }
+}

@@ -1,0 +1,117 @@
+//! A region of real servers in this process, on loopback addresses and temporary directories.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use meridian_node::region::{RegionConfig, Timing};
+use meridian_node::server::{Server, ServerOptions};
+use meridian_seam::Environment;
+use tempfile::TempDir;
+
+/// Nothing in these tests takes so long on a machine that works.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct TestRegion {
+    directory: TempDir,
+    voters: BTreeMap<u64, String>,
+    observers: BTreeMap<u64, String>,
+    servers: BTreeMap<u64, Server>,
+    tick: Duration,
+}
+
+impl TestRegion {
+    /// Starts servers 1 to `voters` and after them `observers` more, and waits for a leader.
+    pub(crate) async fn start(voters: u64, observers: u64) -> Self {
+        Self::with_tick(voters, observers, Duration::from_secs(2)).await
+    }
+
+    pub(crate) async fn with_tick(voters: u64, observers: u64, tick: Duration) -> Self {
+        let address = |server| (server, format!("127.0.0.1:{}", free_port()));
+        let mut region = Self {
+            directory: tempfile::tempdir().unwrap(),
+            voters: (1..=voters).map(address).collect(),
+            observers: (voters + 1..=voters + observers).map(address).collect(),
+            servers: BTreeMap::new(),
+            tick,
+        };
+        for server in 1..=voters + observers {
+            region.start_server(server).await;
+        }
+        region.leader().await;
+        region
+    }
+
+    pub(crate) async fn start_server(&mut self, server: u64) {
+        let addresses = self.voters.iter().chain(&self.observers);
+        let listen = addresses.clone().find(|(id, _)| **id == server).unwrap().1.clone();
+        let data_dir = self.directory.path().join(server.to_string());
+        std::fs::create_dir_all(&data_dir).unwrap();
+        let config = RegionConfig {
+            region: 1,
+            region_name: "here".into(),
+            server,
+            voters: self.voters.clone(),
+            observers: self.observers.clone(),
+            listen,
+            data_dir,
+            timing: Timing {
+                heartbeat: Duration::from_millis(100),
+                election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
+            },
+            tls: None,
+        };
+        let options = ServerOptions {
+            admin_listen: Some("127.0.0.1:0".into()),
+            tick: self.tick,
+            ..ServerOptions::new(config, "127.0.0.1:0")
+        };
+        let started = Server::start(Environment::production(), options).await.unwrap();
+        self.servers.insert(server, started);
+    }
+
+    /// Stops a server and returns when it has.
+    pub(crate) async fn stop(&mut self, server: u64) {
+        self.servers.remove(&server).unwrap().shutdown().await;
+    }
+
+    pub(crate) fn server(&self, server: u64) -> &Server {
+        &self.servers[&server]
+    }
+
+    /// Where clients reach a server.
+    pub(crate) fn address(&self, server: u64) -> SocketAddr {
+        self.server(server).client_address()
+    }
+
+    /// The addresses of all servers that run, as clients take them.
+    pub(crate) fn addresses(&self) -> String {
+        let addresses: Vec<String> = self.servers.values().map(|s| s.client_address().to_string()).collect();
+        addresses.join(",")
+    }
+
+    /// The leader that all servers agree on.
+    pub(crate) async fn leader(&self) -> u64 {
+        let mut leaders = Vec::new();
+        for server in self.servers.values() {
+            let mut leadership = server.region().leadership();
+            let running = |leader: u64| self.servers.contains_key(&leader);
+            let waiting = leadership.wait_for(|l| l.leader.is_some_and(running));
+            leaders.push(tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap().leader.unwrap());
+        }
+        *leaders.last().unwrap()
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until a condition holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

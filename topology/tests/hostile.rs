@@ -1,0 +1,43 @@
+//! Whatever the text, it is read or refused.
+
+use meridian_topology::command::{Inputs, PlanArgs};
+use meridian_topology::plan::{Objective, plan};
+use meridian_topology::scenario::{self, Scenario, Time};
+use meridian_topology::{matrix, report};
+use proptest::prelude::*;
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "(from,to,rtt_ms\n|\\{\"rtt\":|\\{\"data\":)?[ -~\n]{0,200}") {
+        let (read, _) = matrix::parse(&text);
+        read.check(read.regions());
+        let _ = scenario::parse(&text);
+        let inputs = Inputs { scenario: Some(text.clone()), rtt: Some(text), ..Inputs::default() };
+        PlanArgs::default().run(&inputs);
+    }
+
+    #[test]
+    fn any_numbers_are_planned_or_refused(
+        times in prop::collection::vec(prop::num::f64::ANY, 6),
+        small in prop::collection::vec(0.0f64..200.0, 6),
+        mixed in prop::collection::vec(any::<bool>(), 6),
+        limits in (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>()),
+    ) {
+        let pick = |i: usize| if mixed[i] { times[i] } else { small[i] };
+        let mut scenario = Scenario { regions: ["a", "b", "c"].map(str::to_owned).to_vec(), ..Scenario::default() };
+        for (i, (from, to)) in [("a", "b"), ("a", "c"), ("b", "c")].into_iter().enumerate() {
+            let time = Time { p50: pick(i), p99: Some(pick(i) + small[i + 3]) };
+            scenario.rtt.entry(from.to_owned()).or_default().insert(to.to_owned(), time);
+        }
+        scenario.fsync = Time { p50: pick(3), p99: Some(pick(4)) };
+        scenario.client_rtt = pick(5);
+        scenario.max_voters = limits.0.into();
+        scenario.max_per_region_default = limits.1.into();
+        scenario.require.leader_region_min_voters = limits.2.into();
+        scenario.require.region_loss_plus_voters = limits.3.into();
+        if let Ok(plan) = plan(&scenario, Objective::P99) {
+            report::json(&plan);
+            report::text(&plan);
+        }
+    }
+}
