@@ -293,7 +293,7 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// A file that can't be read, a key that is unknown, a value of the wrong type.
-    #[error("{0}")]
+    #[error(transparent)]
     Read(#[from] Box<figment::Error>),
     /// Values that do not fit together.
     #[error("{key}: {reason}")]
