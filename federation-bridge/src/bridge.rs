@@ -23,10 +23,10 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use meridian_seam::resend::{self, Carrier, Queue, Sent};
+use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits, rpc};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::certificates::{Identity, PeerName};
@@ -211,6 +211,7 @@ impl Bridge {
         tracing::info!(incarnation, "this server speaks for its region");
         let mut duties = self.duties(&tenure);
         let reason = tokio::select! {
+            biased;
             reason = group.stopped() => reason,
             _ = duties.join_next() => "a duty ended".to_string(),
         };
@@ -326,6 +327,7 @@ impl Bridge {
                 continue;
             };
             tokio::select! {
+                biased;
                 () = broken => {}
                 sent = resend::send_all(&queue, limits::FORWARDS_IN_FLIGHT_MAX, &carrier) => {
                     if let Err(error) = sent {
@@ -403,6 +405,7 @@ impl Bridge {
                 continue;
             }
             tokio::select! {
+                biased;
                 Some(reply) = under_way.next(), if !under_way.is_empty() => {
                     expect_applied(codec::decode(&reply?).map_err(invalid_data)?)?;
                 }
@@ -692,6 +695,7 @@ async fn accept(bridge: std::sync::Weak<Bridge>, transport: Arc<Transport>) {
                 greeted: Arc::new(Mutex::new(false)),
             };
             tokio::select! {
+                biased;
                 served = rpc::serve(incoming.stream, &answering) => {
                     if let Err(error) = served {
                         tracing::debug!(%error, peer = %incoming.peer, "a stream of another region ended");
