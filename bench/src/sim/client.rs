@@ -74,6 +74,13 @@ impl Client {
         self.session
     }
 
+    /// Leaves the session to expire; the next connection opens another.
+    pub(super) fn abandon_session(&mut self) {
+        self.connection = None;
+        self.session = 0;
+        self.password = PASSWORD.to_vec();
+    }
+
     /// Connects to one server after the other until one takes the session.
     pub(super) async fn connect(&mut self) -> Connected {
         self.connection = None;

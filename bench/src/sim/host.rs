@@ -25,6 +25,8 @@ pub(super) struct Host {
     /// By how much the wall clock is wrong.
     wall_offset_ms: Arc<AtomicI64>,
     paused: bool,
+    /// Says in the log whose it is.
+    span: tracing::Span,
 }
 
 struct Process {
@@ -36,8 +38,9 @@ struct Process {
 }
 
 impl Host {
-    pub(super) fn new(drift_ppm: i64) -> Self {
-        Self { process: None, drift_ppm, wall_offset_ms: Arc::default(), paused: false }
+    pub(super) fn new(name: &str, drift_ppm: i64) -> Self {
+        let span = tracing::info_span!("on", name);
+        Self { process: None, drift_ppm, wall_offset_ms: Arc::default(), paused: false, span }
     }
 
     /// Starts the host's process with one task.
@@ -101,6 +104,7 @@ impl Host {
         if local_ms <= process.local_ms {
             return;
         }
+        let _named = self.span.enter();
         let behind_ms = local_ms - process.local_ms;
         let until = process.started + Duration::from_millis(local_ms);
         process.runtime.block_on(async {

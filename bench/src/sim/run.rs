@@ -159,7 +159,7 @@ impl Simulation {
             .flat_map(|region| (0..layout.servers_per_region()).map(move |index| (region, index)))
             .map(|(region, index)| SimServer::new(&layout, region, index, &mut random))
             .collect();
-        let clients = (0..layout.regions).map(|_| Host::new(0)).collect();
+        let clients = (0..layout.regions).map(|_| Host::new("clients", 0)).collect();
         let history = History::new(trace.clone());
         let mut simulation = Self {
             layout,
@@ -431,6 +431,9 @@ impl Simulation {
 
     /// A write of every kind succeeds from every region.
     fn recover(&mut self) -> anyhow::Result<()> {
+        if !self.history.violations().is_empty() {
+            return Ok(());
+        }
         let until_ms = self.wires.now_ms() + RECOVER_MS_MAX;
         let mut waiting = Vec::new();
         for region in 0..self.layout.regions {

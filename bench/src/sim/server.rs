@@ -159,11 +159,12 @@ enum Running {
 impl SimServer {
     pub(super) fn new(layout: &Layout, region: usize, index: usize, random: &mut StdRng) -> Self {
         let drift_max_ppm = 9_000;
+        let name = server_name(&layout.region_name(region), number(index));
         Self {
             region,
             index,
             id: layout.host_of(region, index),
-            host: Host::new(random.random_range(-drift_max_ppm..=drift_max_ppm)),
+            host: Host::new(&name, random.random_range(-drift_max_ppm..=drift_max_ppm)),
             disk: MemoryDisk::new(),
             sync_ms: Arc::new(AtomicU64::new(2)),
             starts: 0,

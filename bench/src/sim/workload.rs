@@ -86,7 +86,7 @@ impl Worker {
             60..75 => self.read(scope).await?,
             _ => self.lock(scope).await?,
         }
-        let pause_ms = self.random.random_range(0..200);
+        let pause_ms = self.random.random_range(0..60);
         self.client.idle(Duration::from_millis(pause_ms)).await
     }
 
@@ -257,10 +257,15 @@ impl Worker {
         let Some(scope) = self.holds else { return Ok(()) };
         self.let_go("released");
         let path = format!("{}/lock", scope.root());
-        let (header, _) = self.client.call(&Request::Delete { path: &path, version: -1 }, PATIENCE).await?;
-        match header.error {
-            ErrorCode::Ok => Ok(()),
-            error => self.unexpected("unlock", scope, error),
+        match self.client.call(&Request::Delete { path: &path, version: -1 }, PATIENCE).await {
+            Ok((header, _)) if header.error == ErrorCode::Ok => Ok(()),
+            Ok((header, _)) => self.unexpected("unlock", scope, header.error),
+            Err(Disconnected) => {
+                // To see the lock still there would not mean to hold it: the deletion may be on its way. To
+                // delete it again could hit the next holder's.
+                self.client.abandon_session();
+                Err(Disconnected)
+            }
         }
     }
 
