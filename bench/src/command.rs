@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::compare::{self, CompareArgs};
 use crate::latency::{self, LatencyArgs};
 use crate::load::{self, LoadArgs};
+use crate::sim::{self, SimArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +31,7 @@ enum Command {
     Latency(LatencyArgs),
     Load(LoadArgs),
     Compare(CompareArgs),
+    Sim(SimArgs),
 }
 
 /// Runs the command that the command line names.
@@ -38,6 +40,7 @@ pub fn run() -> ExitCode {
         Command::Latency(args) => block_on(1, latency::run(&args)),
         Command::Load(args) => block_on(args.threads(), load::run(&args)),
         Command::Compare(args) => block_on(args.threads(), compare::run(&args)),
+        Command::Sim(args) => sim::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("meridian-bench: {error:#}");

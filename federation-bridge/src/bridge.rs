@@ -24,10 +24,10 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use meridian_seam::resend::{self, Carrier, Queue, Sent};
+use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits, rpc};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::certificates::{Identity, PeerName};
@@ -223,6 +223,7 @@ impl Bridge {
         tracing::info!(incarnation, "this server speaks for its region");
         let mut duties = self.duties(&tenure);
         let reason = tokio::select! {
+            biased;
             reason = group.stopped() => reason,
             _ = duties.join_next() => "a duty ended".to_string(),
         };
@@ -338,6 +339,7 @@ impl Bridge {
                 continue;
             };
             tokio::select! {
+                biased;
                 () = broken => {}
                 sent = resend::send_all(&queue, limits::FORWARDS_IN_FLIGHT_MAX, &carrier) => {
                     if let Err(error) = sent {
@@ -415,6 +417,7 @@ impl Bridge {
                 continue;
             }
             tokio::select! {
+                biased;
                 Some(reply) = under_way.next(), if !under_way.is_empty() => {
                     expect_applied(reply?)?;
                 }
@@ -711,6 +714,7 @@ async fn accept(bridge: std::sync::Weak<Bridge>, transport: Arc<Transport>) {
                 greeted: Arc::new(Mutex::new(false)),
             };
             tokio::select! {
+                biased;
                 served = rpc::serve(incoming.stream, &answering) => {
                     if let Err(error) = served {
                         tracing::debug!(%error, peer = %incoming.peer, "a stream of another region ended");

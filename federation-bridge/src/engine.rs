@@ -5,6 +5,8 @@
 //! stored and sent (in records of our own, never in the engine's layout), and how the engine's calls
 //! travel over [`rpc`] connections, with appends pipelined.
 
+mod runtime;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
@@ -43,6 +45,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = BasicNode,
         LeaderId = leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = runtime::Runtime,
 );
 
 /// An entry of a log.
@@ -543,6 +546,7 @@ impl<L: Link> RaftNetworkV2<TypeConfig> for Network<L> {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         tokio::select! {
+            biased;
             sent = self.link.send_snapshot((&vote).into(), snapshot) => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(vote.into())),
                 Err(error) => Err(Unreachable::new(&error).into()),

@@ -200,6 +200,7 @@ pub async fn measure(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            biased;
             _ = ticks.tick() => {
                 let now = clock.monotonic();
                 for _ in 0..on_their_way.give_up(now) {

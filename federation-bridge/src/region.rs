@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use meridian_seam::watch;
 
 use crate::mesh::{Orderer, SubtreeId};
 use crate::state::{Command, Federation, Outcome};

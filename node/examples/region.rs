@@ -36,6 +36,7 @@ async fn main() -> anyhow::Result<()> {
                 heartbeat: Duration::from_millis(100),
                 election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
             },
+            storage: Default::default(),
             tls: None,
         };
         std::fs::create_dir_all(&region.data_dir)?;

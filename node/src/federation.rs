@@ -10,7 +10,7 @@ use meridian_bridge::bridge::Bridge;
 use meridian_bridge::mesh::{Mesh, Orderer, SubtreeId};
 use meridian_bridge::region::{Region as BridgeRegion, RegionView};
 use meridian_bridge::state::{Command as FederationCommand, Federation, Outcome};
-use tokio::sync::watch;
+use meridian_seam::watch;
 
 use crate::region::{Leadership, Region, View};
 use crate::txn::Command;
@@ -108,6 +108,7 @@ pub async fn speak_while_leading(region: Region, bridge: Arc<Bridge>, mesh: Mesh
                 leadership.wait_for(|l| !l.is_me || l.term != now.term).await.map(drop)
             };
             tokio::select! {
+                biased;
                 () = speaking => {}
                 gone = replaced => if gone.is_err() { return },
                 () = quorum_lost(&region) => {

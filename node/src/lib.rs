@@ -4,6 +4,7 @@ pub mod command;
 pub mod config;
 pub mod federation;
 pub mod log;
+pub mod mesh_server;
 pub mod peer_tls;
 pub mod region;
 pub mod server;

@@ -118,6 +118,7 @@ impl Server {
                 heartbeat: Duration::from_millis(100),
                 election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
             },
+            storage: Default::default(),
             tls: Some(PeerIdentity::new(identity.clone())),
         };
         let blank = View { state: State::new(number), position: Position::default() };

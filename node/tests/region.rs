@@ -61,6 +61,7 @@ impl Server {
                 heartbeat: Duration::from_millis(100),
                 election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
             },
+            storage: Default::default(),
             tls: None,
         };
         let blank = View { state: State::new(1), position: Position::default() };

@@ -118,6 +118,7 @@ impl Acceptor {
     async fn take_streams(self: Arc<Self>, connection: &quinn::Connection, peer: &PeerName) -> io::Error {
         loop {
             tokio::select! {
+                biased;
                 stream = connection.accept_bi() => match stream {
                     Ok((send, receive)) => {
                         tokio::spawn(Arc::clone(&self).hand_over(peer.clone(), send, receive));

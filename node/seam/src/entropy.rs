@@ -1,5 +1,7 @@
 //! Randomness: session passwords, jitter of retries.
 
+use std::cell::RefCell;
+
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -44,9 +46,39 @@ impl Entropy for SeededEntropy {
     }
 }
 
+thread_local! {
+    static OF_THREAD: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+}
+
+/// A random number for whom no [`Entropy`] reaches, such as the consensus engine's timeouts: the system's, or
+/// one that follows from the seed given to this thread.
+pub fn thread_u64() -> u64 {
+    OF_THREAD
+        .with_borrow_mut(|seeded| seeded.as_mut().map_or_else(|| rand::rng().next_u64(), StdRng::next_u64))
+}
+
+/// From now on [`thread_u64`] on this thread follows from `seed`: for simulations, which have one thread.
+pub fn seed_thread(seed: u64) {
+    OF_THREAD.with_borrow_mut(|seeded| *seeded = Some(StdRng::seed_from_u64(seed)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seeded_thread_repeats_itself() {
+        let draw = |seed| {
+            std::thread::spawn(move || {
+                seed_thread(seed);
+                (thread_u64(), thread_u64())
+            })
+        };
+        let drawn = draw(7).join().unwrap();
+        assert_eq!(drawn, draw(7).join().unwrap());
+        assert_ne!(drawn, draw(8).join().unwrap());
+        assert_ne!(thread_u64(), thread_u64());
+    }
 
     #[test]
     fn a_seed_repeats_itself_and_another_does_not() {

@@ -1,10 +1,11 @@
 //! The seams to the outside world: everything that a server needs and that is not a function of its
-//! inputs comes in through an [`Environment`]: time, randomness, network, disk.
+//! inputs comes in through an [`Environment`]: time, randomness, network, disk, threads.
 //!
 //! Production hands in [`Environment::production`]; a simulation hands in its own implementations and
 //! runs the same code. The crate also holds what both sides of every seam must agree on: the codec of
 //! our own records ([`codec`]) and the bounds of queues, frames and tables ([`limits`]).
 
+pub mod background;
 pub mod clock;
 pub mod codec;
 pub mod disk;
@@ -13,6 +14,7 @@ pub mod limits;
 pub mod net;
 pub mod resend;
 pub mod rpc;
+pub mod watch;
 
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ pub struct Environment {
     pub net: Arc<dyn net::Net>,
     /// Files.
     pub disk: Arc<dyn disk::Disk>,
+    /// What runs beside the tasks.
+    pub background: Arc<dyn background::Background>,
 }
 
 impl Environment {
@@ -37,6 +41,7 @@ impl Environment {
             entropy: Arc::new(entropy::SystemEntropy),
             net: Arc::new(net::SystemNet),
             disk: Arc::new(disk::RealDisk),
+            background: Arc::new(background::Threads),
         }
     }
 }

@@ -117,6 +117,7 @@ async fn run_client(
         io::Result::Ok(())
     };
     tokio::select! {
+        biased;
         _ = writing => {}
         _ = reading => {}
     }

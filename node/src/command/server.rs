@@ -8,23 +8,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use meridian_bridge::bridge::Bridge;
 use meridian_bridge::certificates::{Identity, IdentityPaths, PeerName};
 use meridian_seam::Environment;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use super::start_log;
 use crate::config::{Overrides, ServerConfig};
-use crate::federation::{FederatedRegion, speak_while_leading};
+use crate::mesh_server::{MeshPart, MeshServer};
 use crate::peer_tls::PeerIdentity;
 use crate::region::{PeerTls, RegionConfig};
 use crate::server::{Server, ServerOptions};
-
-/// How often the leader tells the other servers what it knows of the mesh.
-const MESH_REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,11 +64,10 @@ async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result
     let mut hangup = signal(SignalKind::hangup())?;
     let environment = Environment::production();
     let identity = load_identity(&config, &environment)?;
-    let server = Server::start(environment.clone(), options(&config, identity.clone())?).await?;
-    let mut duties = JoinSet::new();
-    let bridge = start_bridge(&config, &environment, &server, identity.clone(), &mut duties)?;
-    add_routes(&config, &environment, &server);
-    let mut failure = server.region().failure();
+    let part = mesh_part(&config, identity.clone())?;
+    let running = MeshServer::start(environment.clone(), options(&config, identity.clone())?, part).await?;
+    add_routes(&config, &environment, running.server());
+    let mut failure = running.server().region().failure();
     let stdin_closed = stdin_closed(until_stdin_closes);
     tokio::pin!(stdin_closed);
     let reason = loop {
@@ -92,11 +86,7 @@ async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result
         Ok(reason) => tracing::info!(reason, "stopping"),
         Err(error) => tracing::error!(%error, "stopping"),
     }
-    duties.abort_all();
-    if let Some(bridge) = bridge {
-        bridge.shutdown().await;
-    }
-    server.shutdown().await;
+    running.shutdown().await;
     reason.map(drop)
 }
 
@@ -140,6 +130,7 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
             .unwrap_or_default(),
         data_dir: config.data_dir.clone(),
         timing: config.region_timing(),
+        storage: Default::default(),
         tls: identity.map(|identity| PeerIdentity::new(identity) as Arc<dyn PeerTls>),
     };
     let ms = |ms: u32| Duration::from_millis(u64::from(ms));
@@ -155,52 +146,12 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     Ok(options)
 }
 
-/// Starts the bridge of a server that may lead; every server of a mesh needs a lease from then on.
-fn start_bridge(
-    config: &ServerConfig,
-    environment: &Environment,
-    server: &Server,
-    identity: Option<Arc<Identity>>,
-    duties: &mut JoinSet<()>,
-) -> anyhow::Result<Option<Arc<Bridge>>> {
-    if config.mesh.as_ref().is_some_and(|mesh| mesh.regions.len() > 1) {
-        server.lease().set(Some(Duration::ZERO));
-    }
-    let (Some(bridge_config), Some(identity)) = (config.bridge()?, identity) else { return Ok(None) };
-    let mesh = bridge_config.mesh.clone();
-    let gate = server.lease().clone();
-    let federated =
-        FederatedRegion::new(server.region().clone(), Box::new(move |deadline| gate.extend(deadline)));
-    let bridge = Bridge::start(environment.clone(), bridge_config, identity, federated)?;
-    duties.spawn(speak_while_leading(server.region().clone(), bridge.clone(), mesh));
-    let (hub, reporting) = (server.hub().clone(), bridge.clone());
-    let leadership = server.region().leadership();
-    duties.spawn(async move {
-        let mut ticks = tokio::time::interval(MESH_REPORT_INTERVAL);
-        loop {
-            ticks.tick().await;
-            if leadership.borrow().is_me {
-                hub.set_mesh_report(Some(mesh_report(&reporting).to_string()));
-            }
-        }
-    });
-    Ok(Some(bridge))
-}
-
-/// What a leading server tells the others of its region about the mesh.
-fn mesh_report(bridge: &Bridge) -> serde_json::Value {
-    let row = |row: meridian_bridge::bridge::RttRow| {
-        let mut value = serde_json::to_value(&row.rtt).unwrap_or_default();
-        value["from"] = row.from.into();
-        value["to"] = row.to.into();
-        value
-    };
-    let status = bridge.status();
-    json!({
-        "rtt": bridge.rtt().into_iter().map(row).collect::<Vec<_>>(),
-        "global_leader": status.global_leader,
-        "global_term": status.global_term,
-        "outbox_requests": status.outbox_requests,
+/// The server's part in its mesh; only servers that may lead, and have certificates, have a bridge.
+fn mesh_part(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Result<MeshPart> {
+    Ok(match (config.bridge()?, identity) {
+        (Some(bridge), Some(identity)) => MeshPart::Bridge { config: Box::new(bridge), identity },
+        _ if config.mesh.as_ref().is_some_and(|mesh| mesh.regions.len() > 1) => MeshPart::Follow,
+        _ => MeshPart::Alone,
     })
 }
 

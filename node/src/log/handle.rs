@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use meridian_seam::background::{Background, LogWriter};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -53,6 +54,17 @@ pub enum RejectedReason {
 }
 
 impl LogHandle {
+    /// Starts the writer as `background` wants it.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn spawn(log: Log, background: &dyn Background) -> io::Result<LogHandle> {
+        match background.log_writer() {
+            LogWriter::Thread => Self::spawn_thread(log),
+            LogWriter::Task(sync_time) => Ok(Self::spawn_task(log, move |bytes| sync_time(bytes))),
+        }
+    }
+
     /// Starts the writer as a thread of its own, which allocates segments ahead of need in short-lived threads.
     pub fn spawn_thread(mut log: Log) -> io::Result<LogHandle> {
         log.allocate_segments_ahead();

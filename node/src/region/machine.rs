@@ -8,11 +8,13 @@ use futures::{Stream, StreamExt};
 use meridian_bridge::engine::{
     LogId, Members, Payload, StoredLogId, StoredMembers, TypeConfig, invalid_data,
 };
+use meridian_seam::background::Background;
 use meridian_seam::codec;
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::Sink;
 use crate::snapshot::{SnapshotId, SnapshotStore};
@@ -37,6 +39,7 @@ pub(super) struct Machine {
     me: Me,
     sink: Arc<dyn Sink>,
     snapshots: SnapshotStore,
+    background: Arc<dyn Background>,
 }
 
 /// What a snapshot file says about itself in the engine's terms.
@@ -76,9 +79,11 @@ impl Machine {
         snapshots: SnapshotStore,
         purged: Option<LogId>,
         sink: Arc<dyn Sink>,
+        background: Arc<dyn Background>,
     ) -> io::Result<Self> {
         let view = View { state, position: Position::default() };
-        let mut machine = Self { view, applied: None, members: Members::default(), me, sink, snapshots };
+        let mut machine =
+            Self { view, applied: None, members: Members::default(), me, sink, snapshots, background };
         let needed = purged.map_or(0, |id| id.index());
         for id in machine.snapshots.candidates().map_err(io::Error::other)? {
             if id.index < needed {
@@ -160,6 +165,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
+            background: self.background.clone(),
             state: self.view.state.clone(),
             meta: SnapshotMetaOf::<TypeConfig> {
                 last_log_id: self.applied,
@@ -193,6 +199,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
 /// Writes a snapshot of a view while the machine goes on.
 pub(super) struct Builder {
+    background: Arc<dyn Background>,
     state: State,
     meta: SnapshotMetaOf<TypeConfig>,
     snapshots: SnapshotStore,
@@ -216,7 +223,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshots.retain(SNAPSHOTS_KEPT).map_err(io::Error::other)?;
             Ok(id)
         };
-        let id = tokio::task::spawn_blocking(writing).await.map_err(io::Error::other)??;
+        let (done, written) = oneshot::channel();
+        let work = Box::new(move || {
+            // Whoever wanted the snapshot may be gone when the server stops.
+            let _ = done.send(writing());
+        });
+        self.background.run(work).await?;
+        let id = written.await.map_err(io::Error::other)??;
         tracing::info!(index = id.index, "snapshot written");
         Ok(SnapshotOf::<TypeConfig, SnapshotId> { meta: self.meta.clone(), snapshot: id })
     }

@@ -27,12 +27,12 @@ use meridian_bridge::mesh::RegionId;
 use meridian_bridge::state::{self as federation, Outcome};
 use meridian_seam::disk::Disk;
 use meridian_seam::net::BoxStream;
+use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits};
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::log::{Log, LogHandle, LogOptions};
@@ -45,11 +45,6 @@ use store::Store;
 use uplink::Uplink;
 
 type Raft = openraft::Raft<meridian_bridge::engine::TypeConfig, Machine>;
-
-/// Bounds the memory that the log takes, and the time of a restart.
-const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 128 << 20, bytes_kept: 64 << 20 };
-/// Entries (batches) after which a snapshot is taken, however small they are.
-const ENTRIES_PER_SNAPSHOT: u64 = 100_000;
 
 /// What a server must know to take part in its region.
 #[derive(Clone)]
@@ -70,6 +65,8 @@ pub struct RegionConfig {
     pub data_dir: PathBuf,
     /// Timeouts.
     pub timing: Timing,
+    /// What is kept on disk.
+    pub storage: Storage,
     /// Secures the connections between servers.
     pub tls: Option<Arc<dyn PeerTls>>,
 }
@@ -81,6 +78,27 @@ pub struct Timing {
     pub heartbeat: Duration,
     /// A follower that has not heard of it for a time drawn from this range calls an election.
     pub election_timeout: (Duration, Duration),
+}
+
+/// What a server keeps on disk.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// The write-ahead log.
+    pub log: LogOptions,
+    /// Bounds the memory that the log takes, and the time of a restart.
+    pub log_bounds: LogBounds,
+    /// Entries (batches) after which a snapshot is taken, however small they are.
+    pub entries_per_snapshot: u64,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            log: LogOptions::default(),
+            log_bounds: LogBounds { bytes_per_snapshot: 128 << 20, bytes_kept: 64 << 20 },
+            entries_per_snapshot: 100_000,
+        }
+    }
 }
 
 impl Timing {
@@ -159,7 +177,7 @@ impl RegionConfig {
             // Before it was restarted a leader may have sent entries that its own disk does not have: in the
             // same term it could put others in their place.
             enable_leader_restore: Some(false),
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(ENTRIES_PER_SNAPSHOT),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.storage.entries_per_snapshot),
             // What a snapshot covers is purged by bytes; who needs what is gone gets a snapshot.
             max_in_snapshot_log_to_keep: u64::MAX,
             replication_lag_threshold: u64::MAX,
@@ -189,10 +207,11 @@ impl Region {
         let disk = environment.disk.clone();
         let listener = environment.net.listen(config.listen.clone()).await;
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
-        let (log, recovered) = Log::open(disk.clone(), &config.data_dir.join("log"), LogOptions::default())
-            .map_err(io::Error::other)?;
+        let (log, recovered) =
+            Log::open(disk.clone(), &config.data_dir.join("log"), config.storage.log.clone())
+                .map_err(io::Error::other)?;
         claim(&*disk, &config)?;
-        let store = Store::new(LogHandle::spawn_thread(log)?, recovered)?;
+        let store = Store::new(LogHandle::spawn(log, &*environment.background)?, recovered)?;
         let snapshots = SnapshotStore::open(disk.clone(), &config.data_dir.join("snapshots"))
             .map_err(io::Error::other)?;
         let me = Me {
@@ -208,7 +227,14 @@ impl Region {
             applied: applied_sender,
         });
         let state = State::new(config.region);
-        let machine = Machine::open(state, me, snapshots.clone(), store.purged(), machine_sink)?;
+        let machine = Machine::open(
+            state,
+            me,
+            snapshots.clone(),
+            store.purged(),
+            machine_sink,
+            environment.background.clone(),
+        )?;
         let peers = Peers {
             config: config.clone(),
             environment: environment.clone(),
@@ -230,7 +256,7 @@ impl Region {
         tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
         tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
         tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), sink));
-        tasks.spawn(bound_log(raft.clone(), store.memory(), LOG_BOUNDS));
+        tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds));
         tasks.spawn(add_observers_while_leading(raft.clone(), config.clone(), leadership.clone()));
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
         Ok(Self {

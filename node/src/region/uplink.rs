@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use meridian_seam::limits;
 use meridian_seam::resend::{self, Carrier, Queue, Sent};
+use meridian_seam::watch;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 use super::Leadership;
 use super::peers::{PeerLink, Peers};
@@ -148,6 +149,7 @@ pub(super) async fn run(
             Way::There(links.entry(leader).or_insert_with(|| peers.link(leader, address.to_string())).clone())
         };
         let outcome = tokio::select! {
+            biased;
             outcome = resend::send_all(&uplink, limits::FORWARDS_IN_FLIGHT_MAX, &way) => outcome,
             changed = leadership.changed() => match changed {
                 Ok(()) => continue,

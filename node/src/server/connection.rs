@@ -163,8 +163,8 @@ impl Connection {
             }
             let wants_input = self.prepare_input();
             tokio::select! {
+                biased;
                 () = client.closing() => return End::Server,
-                () = client.woken() => self.now = self.service.hub.now(),
                 read = reader.read_buf(&mut self.input), if wants_input => match read {
                     Ok(0) => return End::Client,
                     Ok(_) => {
@@ -175,6 +175,8 @@ impl Connection {
                     }
                     Err(error) => return error.into(),
                 },
+                // Last, so that a client with many events is still heard.
+                () = client.woken() => self.now = self.service.hub.now(),
             }
         }
     }
@@ -228,6 +230,7 @@ impl Connection {
             return Err(End::Refused("the region's lease is over"));
         }
         tokio::select! {
+            biased;
             () = self.client.closing() => Err(End::Server),
             written = writer.write_all_buf(&mut self.output) => {
                 written?;
@@ -332,6 +335,7 @@ impl Connection {
             Ok::<_, codec::CodecError>(Bytes::from(command))
         });
         let sequence = tokio::select! {
+            biased;
             () = client.closing() => return Err(End::Server),
             sequence = submitted => sequence?,
         };

@@ -11,13 +11,13 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::FixedState;
 use meridian_bridge::mesh::RegionId;
 use meridian_seam::clock::Clock;
+use meridian_seam::watch;
 use meridian_seam::{codec, limits};
 use meridian_wire::{
     ErrorCode, EventType, KeeperState, ReplyHeader, SetWatches, WatcherEvent, begin_frame, finish_frame, xid,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::client::{Client, millis};
 use super::lease::LeaseGate;

@@ -132,6 +132,7 @@ pub(super) async fn watch_lease(service: Arc<Service>) {
                     continue;
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(left) => {}
                     () = hub.lease().changed() => {}
                 }

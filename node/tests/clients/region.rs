@@ -59,6 +59,7 @@ impl TestRegion {
                 heartbeat: Duration::from_millis(100),
                 election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
             },
+            storage: Default::default(),
             tls: None,
         };
         let options = ServerOptions {

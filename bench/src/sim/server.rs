@@ -1,0 +1,290 @@
+//! Simulated servers: the production server, with its bridge, on a simulated host.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use meridian_bridge::bridge::BridgeConfig;
+use meridian_bridge::certificates::{Identity, PeerName};
+use meridian_bridge::engine::LogBounds;
+use meridian_bridge::mesh::Mesh;
+use meridian_bridge::transport::{Congestion, PeerAddress, Settings};
+use meridian_node::config::server_name;
+use meridian_node::log::LogOptions;
+use meridian_node::mesh_server::{MeshPart, MeshServer};
+use meridian_node::peer_tls::PeerIdentity;
+use meridian_node::region::{RegionConfig, Storage, Timing, View};
+use meridian_node::server::ServerOptions;
+use meridian_seam::Environment;
+use meridian_seam::background::{Background, LogWriter, Work};
+use meridian_seam::disk::testing::MemoryDisk;
+use meridian_seam::entropy::{Entropy, SeededEntropy};
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::certificates::Certificates;
+use super::host::Host;
+use super::net::{HostId, Wires, address_of};
+
+const CLIENT_PORT: u16 = 2181;
+const PEER_PORT: u16 = 2888;
+const BRIDGE_PORT: u16 = 7000;
+
+/// Regions, and the servers in each.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    pub(super) mesh: Mesh,
+    pub(super) regions: usize,
+    pub(super) voters: usize,
+    pub(super) observers: usize,
+}
+
+impl Layout {
+    pub(super) fn servers_per_region(&self) -> usize {
+        self.voters + self.observers
+    }
+
+    pub(super) fn region_name(&self, region: usize) -> String {
+        self.mesh.regions.get(region).cloned().unwrap_or_else(|| "alone".into())
+    }
+
+    pub(super) fn host_of(&self, region: usize, server: usize) -> HostId {
+        u8::try_from(1 + region * self.servers_per_region() + server).unwrap_or(u8::MAX)
+    }
+
+    /// The host of a region's clients.
+    pub(super) fn client_host_of(&self, region: usize) -> HostId {
+        u8::try_from(200 + region).unwrap_or(u8::MAX)
+    }
+
+    /// Where a region's clients connect to.
+    pub(super) fn client_addresses(&self, region: usize) -> Vec<String> {
+        (0..self.servers_per_region())
+            .map(|server| address_of(self.host_of(region, server), CLIENT_PORT).to_string())
+            .collect()
+    }
+
+    /// The names of all servers, as their certificates have them.
+    pub(super) fn peer_names(&self) -> Vec<PeerName> {
+        let name = |region, server| {
+            let region = self.region_name(region);
+            PeerName::new(region.clone(), server_name(&region, number(server)))
+        };
+        let of_region = |region| (0..self.servers_per_region()).map(move |server| name(region, server));
+        (0..self.regions).flat_map(of_region).collect()
+    }
+
+    fn peer_addresses(&self, region: usize, servers: std::ops::Range<usize>) -> BTreeMap<u64, String> {
+        servers
+            .map(|server| {
+                let address = address_of(self.host_of(region, server), PEER_PORT).to_string();
+                (u64::from(number(server)), address)
+            })
+            .collect()
+    }
+
+    fn region_config(&self, region: usize, server: usize) -> RegionConfig {
+        RegionConfig {
+            region: number(region),
+            region_name: self.region_name(region),
+            server: u64::from(number(server)),
+            voters: self.peer_addresses(region, 0..self.voters),
+            observers: self.peer_addresses(region, self.voters..self.servers_per_region()),
+            listen: address_of(self.host_of(region, server), PEER_PORT).to_string(),
+            data_dir: PathBuf::from("/data"),
+            timing: Timing {
+                heartbeat: Duration::from_millis(100),
+                election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
+            },
+            // Small, so that segments end, logs are purged and snapshots are sent within a run.
+            storage: Storage {
+                log: LogOptions { segment_bytes: 256 << 10, ..LogOptions::default() },
+                log_bounds: LogBounds { bytes_per_snapshot: 128 << 10, bytes_kept: 32 << 10 },
+                entries_per_snapshot: 500,
+            },
+            tls: None,
+        }
+    }
+
+    fn bridge_config(&self, region: usize, server: usize) -> BridgeConfig {
+        let others = (0..self.regions).filter(|other| *other != region);
+        let peers = others.flat_map(|other| {
+            (0..self.voters).map(move |server| PeerAddress {
+                region: self.region_name(other),
+                server: server_name(&self.region_name(other), number(server)),
+                address: address_of(self.host_of(other, server), BRIDGE_PORT).to_string(),
+            })
+        });
+        BridgeConfig {
+            mesh: self.mesh.clone(),
+            region: number(region),
+            server: server_name(&self.region_name(region), number(server)),
+            listen: address_of(self.host_of(region, server), BRIDGE_PORT),
+            peers: peers.collect(),
+            timing: Default::default(),
+            lease: Default::default(),
+            // The other way of finding the rate draws random numbers past every seam.
+            transport: Settings { congestion: Congestion::Cubic, ..Settings::default() },
+        }
+    }
+}
+
+fn number(index: usize) -> u8 {
+    u8::try_from(index + 1).unwrap_or(u8::MAX)
+}
+
+/// A server, running or not.
+pub(super) struct SimServer {
+    pub(super) region: usize,
+    pub(super) index: usize,
+    pub(super) id: HostId,
+    pub(super) host: Host,
+    disk: MemoryDisk,
+    sync_ms: Arc<AtomicU64>,
+    starts: u64,
+    seed: u64,
+    running: Arc<Mutex<Running>>,
+}
+
+enum Running {
+    Starting,
+    Yes(MeshServer),
+    Failed(String),
+}
+
+impl SimServer {
+    pub(super) fn new(layout: &Layout, region: usize, index: usize, random: &mut StdRng) -> Self {
+        let drift_max_ppm = 9_000;
+        let name = server_name(&layout.region_name(region), number(index));
+        Self {
+            region,
+            index,
+            id: layout.host_of(region, index),
+            host: Host::new(&name, random.random_range(-drift_max_ppm..=drift_max_ppm)),
+            disk: MemoryDisk::new(),
+            sync_ms: Arc::new(AtomicU64::new(2)),
+            starts: 0,
+            seed: random.random(),
+            running: Arc::new(Mutex::new(Running::Starting)),
+        }
+    }
+
+    pub(super) fn name(&self, layout: &Layout) -> String {
+        server_name(&layout.region_name(self.region), number(self.index))
+    }
+
+    /// Starts the server on what its disk holds.
+    pub(super) fn start(
+        &mut self,
+        layout: &Layout,
+        wires: &Wires,
+        certificates: Option<&Certificates>,
+    ) -> std::io::Result<()> {
+        self.starts += 1;
+        wires.power_on(self.id);
+        let now_ms = wires.now_ms();
+        let entropy = Arc::new(SeededEntropy::new(self.seed.wrapping_add(self.starts)));
+        let environment = Environment {
+            clock: self.host.clock(now_ms),
+            entropy: entropy.clone(),
+            net: wires.net_of(self.id),
+            disk: Arc::new(self.disk.clone()),
+            background: Arc::new(Beside { sync_ms: self.sync_ms.clone(), entropy }),
+        };
+        let region = layout.region_config(self.region, self.index);
+        let mut options = ServerOptions::new(region, address_of(self.id, CLIENT_PORT).to_string());
+        options.tick = Duration::from_secs(1);
+        let bridge = layout.bridge_config(self.region, self.index);
+        let is_voter = self.index < layout.voters;
+        let paths = certificates.map(|c| c.paths_of(&self.name(layout)));
+        let running = Arc::new(Mutex::new(Running::Starting));
+        self.running = running.clone();
+        self.host.start(now_ms, async move {
+            let started = async {
+                let identity = match paths {
+                    Some(paths) => Some(Arc::new(Identity::load(paths, environment.clock.clone())?)),
+                    None => None,
+                };
+                options.region.tls = identity.clone().map(|identity| PeerIdentity::new(identity) as _);
+                let part = match identity {
+                    None => MeshPart::Alone,
+                    Some(identity) if is_voter => MeshPart::Bridge { config: Box::new(bridge), identity },
+                    Some(_) => MeshPart::Follow,
+                };
+                anyhow::Ok(MeshServer::start(environment, options, part).await?)
+            };
+            let started = started.await;
+            *running.lock() = match started {
+                Ok(server) => Running::Yes(server),
+                Err(error) => Running::Failed(format!("{error:#}")),
+            };
+        })
+    }
+
+    /// Ends the process. If the power goes too, what was not synced may be lost, in part or as a whole.
+    pub(super) fn crash(&mut self, wires: &Wires, power_is_off: bool, random: &mut StdRng) {
+        wires.stop_host(self.id, power_is_off);
+        let running = std::mem::replace(&mut self.running, Arc::new(Mutex::new(Running::Starting)));
+        self.host.kill(|| drop(std::mem::replace(&mut *running.lock(), Running::Starting)));
+        if power_is_off {
+            let keep: f64 = random.random();
+            self.disk.crash(|_| usize::from(random.random_bool(keep)));
+        }
+    }
+
+    /// Why the server could not start, or can't go on.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match &*self.running.lock() {
+            Running::Starting => None,
+            Running::Failed(reason) => Some(Failure::Start(reason.clone())),
+            Running::Yes(server) => server.server().region().failure().borrow().clone().map(Failure::Running),
+        }
+    }
+
+    /// The state that the server has published, if it runs.
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        match &*self.running.lock() {
+            Running::Yes(server) if self.host.is_running() => Some(server.server().region().view()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set_sync_ms(&self, sync_ms: u64) {
+        self.sync_ms.store(sync_ms, Ordering::Relaxed);
+    }
+}
+
+pub(super) enum Failure {
+    Start(String),
+    Running(String),
+}
+
+/// Blocking work is done at once; syncs take their time.
+struct Beside {
+    sync_ms: Arc<AtomicU64>,
+    entropy: Arc<SeededEntropy>,
+}
+
+impl Background for Beside {
+    fn run(&self, work: Work) -> BoxFuture<'static, std::io::Result<()>> {
+        let pause = Duration::from_millis(1 + self.entropy.next_u64() % 20);
+        Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            work();
+            Ok(())
+        })
+    }
+
+    fn log_writer(&self) -> LogWriter {
+        let (sync_ms, entropy) = (self.sync_ms.clone(), self.entropy.clone());
+        LogWriter::Task(Arc::new(move |_bytes| {
+            let longest_ms = sync_ms.load(Ordering::Relaxed).max(1);
+            let time = Duration::from_millis(1 + entropy.next_u64() % longest_ms);
+            Box::pin(tokio::time::sleep(time))
+        }))
+    }
+}
