@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -43,6 +44,29 @@ pub trait Net: Send + Sync + 'static {
 
     /// The timers and tasks that QUIC runs on.
     fn quic_runtime(&self) -> Arc<dyn quinn::Runtime>;
+}
+
+/// How long [`listen`] waits for an address that is in use.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
+const ADDRESS_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds `address` for TCP. One that is in use is tried again for three seconds: the server that is being
+/// replaced may not be quite gone.
+///
+/// # Errors
+/// If the address can't be bound.
+pub async fn listen(net: &dyn Net, address: &str) -> io::Result<Box<dyn Listener>> {
+    let started = tokio::time::Instant::now();
+    loop {
+        match net.listen(address.to_string()).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < ADDRESS_PATIENCE =>
+            {
+                tokio::time::sleep(ADDRESS_RETRY_PAUSE).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// The operating system's sockets.

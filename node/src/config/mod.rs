@@ -293,7 +293,7 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// A file that can't be read, a key that is unknown, a value of the wrong type.
-    #[error(transparent)]
+    #[error("{}", without_profile(.0))]
     Read(#[from] Box<figment::Error>),
     /// Values that do not fit together.
     #[error("{key}: {reason}")]
@@ -303,6 +303,11 @@ pub enum ConfigError {
         /// What is wrong and what to do.
         reason: String,
     },
+}
+
+/// The error without the name of figment's profile before the key: nobody has written it.
+fn without_profile(error: &figment::Error) -> String {
+    error.to_string().replace("for key \"default.", "for key \"")
 }
 
 fn invalid<T>(key: &str, reason: impl Into<String>) -> Result<T, ConfigError> {
@@ -544,7 +549,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named() {
         let unknown = load(&format!("{SMALL}\nclient.listenn = \"x\"")).unwrap_err().to_string();
-        assert!(unknown.contains("listenn"), "{unknown}");
+        assert!(unknown.contains("client.listenn") && !unknown.contains("default"), "{unknown}");
         let even =
             load(&SMALL.replace("}]", "}, { number = 2, address = \"h:1\" }]")).unwrap_err().to_string();
         assert!(even.contains("2 voters"), "{even}");

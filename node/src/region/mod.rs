@@ -26,7 +26,7 @@ use meridian_bridge::engine::{LogBounds, bound_log};
 use meridian_bridge::mesh::RegionId;
 use meridian_bridge::state::{self as federation, Outcome};
 use meridian_seam::disk::Disk;
-use meridian_seam::net::BoxStream;
+use meridian_seam::net::{self, BoxStream};
 use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits};
 use openraft::Instant as _;
@@ -205,7 +205,7 @@ impl Region {
     ) -> io::Result<Self> {
         let config = Arc::new(config);
         let disk = environment.disk.clone();
-        let listener = environment.net.listen(config.listen.clone()).await;
+        let listener = net::listen(&*environment.net, &config.listen).await;
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
         let (log, recovered) =
             Log::open(disk.clone(), &config.data_dir.join("log"), config.storage.log.clone())

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use meridian_seam::net::{BoxStream, Listener};
+use meridian_seam::net::{self, BoxStream, Listener};
 use meridian_seam::{Environment, limits};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -209,7 +209,7 @@ impl Server {
 
 /// Listens on the address that a key of the configuration gives.
 async fn listen(environment: &Environment, key: &str, address: &str) -> io::Result<Box<dyn Listener>> {
-    let listening = environment.net.listen(address.to_string()).await;
+    let listening = net::listen(&*environment.net, address).await;
     listening.map_err(|error| io::Error::new(error.kind(), format!("{key}: {error}")))
 }
 
