@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -13,6 +14,9 @@ import urllib.request
 
 from kazoo.client import KazooClient
 from kazoo.retry import KazooRetry
+
+# Lost connections are what many checks are about.
+logging.getLogger("kazoo").addHandler(logging.NullHandler())
 
 # Generous: a shared machine of two cores runs twelve servers and their clients.
 DEADLINE_S = 120

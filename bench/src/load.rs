@@ -246,21 +246,7 @@ impl Load {
         let begin = Instant::now() + Duration::from_secs(self.shape.warm_up.into());
         let window = Window { begin, end: begin + Duration::from_secs(self.shape.seconds.into()) };
         let mut working: JoinSet<_> = workers.into_iter().map(|worker| worker.work(window)).collect();
-        let mut outcome = Outcome::default();
-        let cpu = {
-            let sampling = cpu_within(window, pids);
-            tokio::pin!(sampling);
-            loop {
-                // A connection that fails ends the load at once; one that is done early counts.
-                tokio::select! {
-                    cpu = &mut sampling => break cpu?,
-                    Some(finished) = working.join_next() => outcome.add(finished??)?,
-                }
-            }
-        };
-        while let Some(finished) = working.join_next().await {
-            outcome.add(finished??)?;
-        }
+        let (outcome, cpu) = gather(&mut working, cpu_within(window, pids)).await?;
         clean_up(&mut client, &znodes, &outcome.created).await.context("cannot delete the znodes")?;
         client.close().await?;
         self.report(&outcome, cpu)
@@ -304,6 +290,26 @@ async fn cpu_within(window: Window, pids: &[u32]) -> anyhow::Result<CpuTime> {
     let servers = after.0.saturating_sub(before.0);
     let client = after.1.saturating_sub(before.1);
     Ok(CpuTime { servers: (!pids.is_empty()).then_some(servers), client })
+}
+
+/// What all connections did, and what was sampled meanwhile. A connection that fails ends the load at
+/// once; one that is done before the sampling counts like any other.
+async fn gather<T>(
+    working: &mut JoinSet<anyhow::Result<Outcome>>,
+    sampling: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(Outcome, T)> {
+    let mut outcome = Outcome::default();
+    tokio::pin!(sampling);
+    let sampled = loop {
+        tokio::select! {
+            sampled = &mut sampling => break sampled?,
+            Some(finished) = working.join_next() => outcome.add(finished??)?,
+        }
+    };
+    while let Some(finished) = working.join_next().await {
+        outcome.add(finished??)?;
+    }
+    Ok((outcome, sampled))
 }
 
 fn print(report: &LoadReport) {
@@ -354,5 +360,34 @@ mod tests {
         for text in ["", "read", "mixed", "mixed:101", "mixed:-1", "set:5"] {
             assert!(text.parse::<Operation>().is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn connections_count_whether_they_end_before_the_sampling_or_after_it() {
+        let (sampled, wait) = tokio::sync::oneshot::channel();
+        let done = |completed| anyhow::Ok(Outcome { completed, ..Outcome::default() });
+        let mut working = JoinSet::new();
+        working.spawn(async move { done(1) });
+        working.spawn(async move { done(10) });
+        working.spawn(async move {
+            wait.await?;
+            done(100)
+        });
+        let sampling = async {
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            sampled.send(()).map_err(|()| anyhow::anyhow!("nobody waits"))?;
+            Ok("sampled")
+        };
+        let (outcome, sample) = gather(&mut working, sampling).await.unwrap();
+        assert_eq!((outcome.completed, sample), (111, "sampled"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_fails_ends_the_load() {
+        let mut working = JoinSet::new();
+        working.spawn(async { Err(anyhow::anyhow!("lost")) });
+        let failed = gather(&mut working, std::future::pending::<anyhow::Result<()>>()).await;
+        assert_eq!(failed.err().unwrap().to_string(), "lost");
     }
 }

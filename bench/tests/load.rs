@@ -20,16 +20,13 @@ async fn run(region: &Region, operation: Operation, connections: u32, rate: Opti
     report
 }
 
-/// All connections end at the same time as the measurement, in no certain order.
 #[tokio::test]
-async fn no_connection_is_forgotten() {
+async fn every_operation_is_measured_and_leaves_nothing_behind() {
     let region = Region::start().await;
-    for _ in 0..3 {
-        for operation in ["get", "set", "create", "mixed:50"] {
-            let report = run(&region, operation.parse().unwrap(), 1, None).await;
-            assert_eq!((report.errors, report.unsent), (0, 0));
-            assert!(report.throughput > 0.0 && report.server_cpu_us_per_operation.is_some());
-        }
+    for operation in ["get", "set", "create", "mixed:50"] {
+        let report = run(&region, operation.parse().unwrap(), 1, None).await;
+        assert_eq!((report.errors, report.unsent), (0, 0));
+        assert!(report.throughput > 0.0 && report.server_cpu_us_per_operation.is_some());
     }
     region.server.shutdown().await;
 }

@@ -1,5 +1,7 @@
 //! What the servers run on comes through the seams, or a simulated run could not be replayed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,6 +45,9 @@ use crate::transport::{PeerAddress, Settings, Transport};
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// A request to another region that is not answered for so long is given up.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests and records that another region has not answered for so long are sent again: longer than a
+/// change of the global group's leader.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often regions tell each other what they have measured, and their digests.
 const GOSSIP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -77,6 +81,8 @@ pub struct Bridge {
     transport: Arc<Transport>,
     probes: Probes,
     gossip: Mutex<BTreeMap<RegionId, Gossip>>,
+    /// Tenures begun since this server started.
+    tenures: AtomicU64,
     /// The tenure under way.
     tenure: RwLock<Option<Arc<Tenure>>>,
     tasks: Mutex<JoinSet<()>>,
@@ -172,6 +178,7 @@ impl Bridge {
             transport,
             probes: Probes::default(),
             gossip: Mutex::default(),
+            tenures: AtomicU64::new(0),
             tenure: RwLock::default(),
             tasks: Mutex::new(JoinSet::new()),
         });
@@ -182,16 +189,21 @@ impl Bridge {
     /// Speaks for the region until the future is dropped or another server has taken over. `term` is the
     /// term of this server's leadership: later ones are higher.
     pub async fn lead(self: &Arc<Self>, term: u64) {
-        for attempt in 0u64.. {
-            // A part that failed is rebuilt under a number of its own, so that proposals of the old one
-            // that are still under way have no effect.
-            let incarnation = term << 16 | attempt.min(0xffff);
-            match self.tenure(incarnation).await {
+        loop {
+            match self.tenure(self.next_incarnation(term)).await {
                 Ok(reason) => tracing::info!(reason, "the region's part in the mesh starts anew"),
                 Err(error) => tracing::info!(%error, "the region's part in the mesh starts anew"),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
+    }
+
+    /// Every tenure has a number of its own, also within one term: proposals of the one before, which may
+    /// still be under way, must have no effect once the next one has read what is stored.
+    fn next_incarnation(&self, term: u64) -> u64 {
+        const TENURE_BITS: u32 = 24;
+        let tenure = self.tenures.fetch_add(1, Ordering::Relaxed);
+        term << TENURE_BITS | tenure.min((1 << TENURE_BITS) - 1)
     }
 
     async fn tenure(self: &Arc<Self>, incarnation: u64) -> io::Result<String> {
@@ -392,7 +404,7 @@ impl Bridge {
                     Some(records) if !records.is_empty() => {
                         position += records.len() as u64;
                         let reply = link.call(kind::MIRROR, &Mirror { subtree, records }).await?;
-                        under_way.push(reply);
+                        under_way.push(in_time(reply));
                     }
                     // The region is further behind than the records that are kept.
                     _ => {
@@ -407,7 +419,7 @@ impl Bridge {
             tokio::select! {
                 biased;
                 Some(reply) = under_way.next(), if !under_way.is_empty() => {
-                    expect_applied(codec::decode(&reply?).map_err(invalid_data)?)?;
+                    expect_applied(reply?)?;
                 }
                 changed = changes.changed() => changed.map_err(io::Error::other)?,
             }
@@ -562,6 +574,13 @@ impl Bridge {
     }
 }
 
+/// The outcome of what was sent to another region. What is not answered in time is sent again, which does
+/// no harm: the other side drops what it has seen.
+async fn in_time(reply: BoxFuture<'static, io::Result<Bytes>>) -> io::Result<Outcome> {
+    let reply = tokio::time::timeout(REPLY_TIMEOUT, reply).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    codec::decode(&reply).map_err(invalid_data)
+}
+
 fn expect_applied(outcome: Outcome) -> io::Result<()> {
     match outcome {
         Outcome::Applied => Ok(()),
@@ -664,7 +683,7 @@ impl Carrier<Bytes> for OutboxCarrier {
             OutboxCarrier::There { link, subtree } => {
                 let kind = if subtree.is_some() { kind::FORWARD_HOME } else { kind::FORWARD_GLOBAL };
                 let reply = link.call(kind, &Forward { subtree: *subtree, first, requests }).await?;
-                Box::pin(async move { expect_applied(codec::decode(&reply.await?).map_err(invalid_data)?) })
+                Box::pin(async move { expect_applied(in_time(reply).await?) })
             }
         })
     }

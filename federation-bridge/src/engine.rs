@@ -348,13 +348,13 @@ pub fn invalid_data(error: codec::CodecError) -> io::Error {
 
 /// Kinds of requests between the members of a group, for [`rpc`].
 pub mod kind {
-    /// An [`super::AppendMessage`], answered with an [`super::AppendReply`].
+    /// An `AppendMessage`, answered with an `AppendReply`.
     pub const APPEND: u8 = 1;
-    /// A [`super::VoteMessage`], answered with a [`super::VoteReply`].
+    /// A `VoteMessage`, answered with a `VoteReply`.
     pub const VOTE: u8 = 2;
-    /// A [`super::VoteMessage`] that asks what a vote would bring.
+    /// A `VoteMessage` that asks what a vote would bring.
     pub const PRE_VOTE: u8 = 3;
-    /// A [`super::TransferMessage`], answered with a truth value.
+    /// A `TransferMessage`, answered with a truth value.
     pub const TRANSFER_LEADER: u8 = 4;
     /// First kind that the engine does not use.
     pub const FIRST_FREE: u8 = 16;

@@ -349,7 +349,13 @@ impl Store {
         if let Some(purged) = stored.purged {
             memory.purge(stored_id(purged).into());
         }
-        for entry in stored.log.values() {
+        let mut expected = stored.purged.map(|id| id.index + 1);
+        for (index, entry) in &stored.log {
+            if expected.is_some_and(|expected| expected != *index) {
+                let reason = format!("the stored log of the global group has a gap before entry {index}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            expected = Some(index + 1);
             memory.push(engine_entry(entry)?);
         }
         memory.committed = stored.applied.map(|id| stored_id(id).into());

@@ -516,7 +516,7 @@ impl Federation {
     /// Applies a command of the region's log.
     pub fn apply(&mut self, command: Command, time_ms: i64) -> (Outcome, Vec<Delivery>) {
         match command {
-            Command::AcquireGlobal { incarnation } if incarnation >= self.incarnation => {
+            Command::AcquireGlobal { incarnation } if incarnation > self.incarnation => {
                 self.incarnation = incarnation;
                 (Outcome::Applied, Vec::new())
             }

@@ -30,6 +30,7 @@ impl Region {
                 election_timeout: (Duration::from_millis(200), Duration::from_millis(400)),
             },
             tls: None,
+            storage: Default::default(),
         };
         let options = ServerOptions::new(region, "127.0.0.1:0");
         let server = Server::start(Environment::production(), options).await.unwrap();

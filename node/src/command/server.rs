@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use meridian_bridge::certificates::{Identity, IdentityPaths};
+use meridian_bridge::certificates::{Identity, IdentityPaths, PeerName};
 use meridian_seam::Environment;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -100,7 +100,9 @@ fn load_identity(config: &ServerConfig, environment: &Environment) -> anyhow::Re
         key: security.key.clone(),
         authority: security.authority.clone(),
     };
-    Ok(Some(Arc::new(Identity::load(paths, environment.clock.clone())?)))
+    let identity = Identity::load(paths, environment.clock.clone())?;
+    identity.expect_name(&PeerName::new(config.region.as_str(), config.server_name()))?;
+    Ok(Some(Arc::new(identity)))
 }
 
 fn reload(identity: Option<&Identity>) {

@@ -270,8 +270,8 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        // The engine warns of every heartbeat that a server which is down does not answer.
-        Self { filter: "info,openraft=error".into(), format: LogFormat::Text }
+        // The engine reports every heartbeat that is not answered; what matters of it is reported here.
+        Self { filter: "info,openraft=off".into(), format: LogFormat::Text }
     }
 }
 
@@ -293,7 +293,7 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// A file that can't be read, a key that is unknown, a value of the wrong type.
-    #[error("{0}")]
+    #[error(transparent)]
     Read(#[from] Box<figment::Error>),
     /// Values that do not fit together.
     #[error("{key}: {reason}")]

@@ -205,10 +205,12 @@ impl Region {
     ) -> io::Result<Self> {
         let config = Arc::new(config);
         let disk = environment.disk.clone();
-        let listener = environment.net.listen(config.listen.clone()).await?;
+        let listener = environment.net.listen(config.listen.clone()).await;
+        let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
         let (log, recovered) =
             Log::open(disk.clone(), &config.data_dir.join("log"), config.storage.log.clone())
                 .map_err(io::Error::other)?;
+        claim(&*disk, &config)?;
         let store = Store::new(LogHandle::spawn(log, &*environment.background)?, recovered)?;
         let snapshots = SnapshotStore::open(disk.clone(), &config.data_dir.join("snapshots"))
             .map_err(io::Error::other)?;
@@ -466,17 +468,50 @@ fn next_boot(disk: &dyn Disk, dir: &Path) -> io::Result<u32> {
         Err(error) => return Err(error),
     };
     let boot = last.checked_add(1).ok_or_else(|| io::Error::other("this server was started too often"))?;
-    let temporary = dir.join("boots.tmp");
-    if disk.list(dir)?.iter().any(|name| name == "boots.tmp") {
+    replace_file(disk, dir, "boots", &boot.to_le_bytes())?;
+    Ok(boot)
+}
+
+/// Writes down in the data directory whose it is, or refuses another server's: two servers of one identity, or
+/// one with two, could vote twice.
+fn claim(disk: &dyn Disk, config: &RegionConfig) -> io::Result<()> {
+    let path = config.data_dir.join("owner");
+    let owner = format!("{}-{}", config.region_name, config.server);
+    match disk.open(&path) {
+        Ok(file) => {
+            // What is longer is another's in any case.
+            let mut bytes = vec![0; owner.len() + 256];
+            let length = file.read_at(&mut bytes, 0)?;
+            let found = String::from_utf8_lossy(&bytes[..length]);
+            if found == owner {
+                return Ok(());
+            }
+            let reason = format!(
+                "{} belongs to server {found}, and this is {owner}; correct data_dir, region or server",
+                config.data_dir.display()
+            );
+            Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            replace_file(disk, &config.data_dir, "owner", owner.as_bytes())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces a small file of the data directory, so that a crash leaves the old one or the new one.
+fn replace_file(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary_name = format!("{name}.tmp");
+    let temporary = dir.join(&temporary_name);
+    if disk.list(dir)?.contains(&temporary_name) {
         // Left over by a crash between create and rename.
         disk.remove(&temporary)?;
     }
     let file = disk.create(&temporary)?;
-    file.write_at(&boot.to_le_bytes(), 0)?;
+    file.write_at(bytes, 0)?;
     file.sync_data()?;
-    disk.rename(&temporary, &path)?;
-    disk.sync_dir(dir)?;
-    Ok(boot)
+    disk.rename(&temporary, &dir.join(name))?;
+    disk.sync_dir(dir)
 }
 
 /// Forms the group from the configured voters. Every voter does so with the same set; only the first

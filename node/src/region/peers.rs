@@ -13,6 +13,7 @@ use openraft::network::RaftNetworkFactory;
 use openraft::type_config::alias::SnapshotOf;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use super::machine::{Machine, StoredMeta};
 use super::proposer::Proposer;
@@ -176,7 +177,10 @@ pub(super) async fn serve_peers(
     proposer: Proposer,
     sink: Arc<dyn Sink>,
 ) {
+    // They end with this task: nobody must go on talking to a part of the region that has stopped.
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -195,7 +199,7 @@ pub(super) async fn serve_peers(
             peer: Arc::default(),
             receiving: Arc::default(),
         };
-        tokio::spawn(async move {
+        connections.spawn(async move {
             if let Err(error) = serve_peer(connection, stream).await {
                 tracing::debug!(%error, %address, "a peer's connection ended");
             }

@@ -425,10 +425,10 @@ impl Connection {
         };
         let step = if is_write(op) {
             self.write(header, op, body).await?
-        } else if op == OpCode::Ping {
-            // Ahead of outstanding writes: a session must not end because a region can't be reached, and
-            // clients tell pings by their xid, not by their place.
-            self.answer_here(header, op, body)?;
+        } else if op == OpCode::Ping && !self.outstanding.is_empty() {
+            // Ahead of outstanding writes: a session must not end because another region can't be reached.
+            // Clients tell pings by their xid, not by their place; zxid 0 says nothing of the state.
+            self.reply(header.xid, 0, &Response::Empty)?;
             Step::Done
         } else if !self.outstanding.is_empty() {
             Step::Held

@@ -130,7 +130,7 @@ impl Server {
             environment.clock.clone(),
             options.report_interval(),
         ));
-        let listener = environment.net.listen(options.client_listen.clone()).await?;
+        let listener = listen(&environment, "client.listen", &options.client_listen).await?;
         let client_address = listener.local_addr()?;
         let region =
             Region::start(environment.clone(), options.region.clone(), hub.published(), hub.clone()).await?;
@@ -147,7 +147,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         let admin_address = match service.options.admin_listen.clone() {
             Some(address) => {
-                let listener = environment.net.listen(address).await?;
+                let listener = listen(&environment, "admin.listen", &address).await?;
                 let address = listener.local_addr()?;
                 tasks.spawn(admin::serve(service.clone(), routes.clone(), listener));
                 Some(address)
@@ -205,6 +205,12 @@ impl Server {
         self.service.hub.clients().iter().for_each(|client| client.close());
         self.service.region.shutdown().await;
     }
+}
+
+/// Listens on the address that a key of the configuration gives.
+async fn listen(environment: &Environment, key: &str, address: &str) -> io::Result<Box<dyn Listener>> {
+    let listening = environment.net.listen(address.to_string()).await;
+    listening.map_err(|error| io::Error::new(error.kind(), format!("{key}: {error}")))
 }
 
 /// Connections open per address.

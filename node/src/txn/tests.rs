@@ -345,7 +345,10 @@ fn a_closed_sessions_ephemerals_go_everywhere_and_none_comes_after() {
 fn old_incarnations_are_shut_out() {
     let mut a = Region::new(1);
     assert_eq!(a.federation(federation::Command::AcquireGlobal { incarnation: 7 }), Outcome::Applied);
-    assert_eq!(a.federation(federation::Command::AcquireGlobal { incarnation: 6 }), Outcome::Fenced);
+    for old in [6, 7] {
+        let acquire = federation::Command::AcquireGlobal { incarnation: old };
+        assert_eq!(a.federation(acquire), Outcome::Fenced, "no two tenures share a number");
+    }
     let vote = |incarnation| federation::Command::Global {
         incarnation,
         change: GlobalChange::Vote(Bytes::from_static(b"v")),
