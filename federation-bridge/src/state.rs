@@ -436,6 +436,8 @@ pub enum Delivery {
         time_ms: i64,
         /// The region that it came from.
         region: RegionId,
+        /// That region's lease epoch at this place of the order.
+        lease_epoch: u64,
         /// The request.
         request: Bytes,
         /// Who in this region waits for the answer.
@@ -704,7 +706,9 @@ impl Federation {
                     .then(|| self.outboxes.get_mut(&orderer)?.settle(sequence))
                     .flatten();
                 let caller = settled.map(|p| p.caller).filter(|c| c.server != 0);
-                Delivery::Request { orderer, zxid, time_ms, region, request, caller }
+                // As of this place: an expiry that follows in the same entry of the region's log comes later.
+                let lease_epoch = self.orders.get(&orderer).map_or(0, |o| o.lease_epoch(region));
+                Delivery::Request { orderer, zxid, time_ms, region, lease_epoch, request, caller }
             }
         }
     }

@@ -1,14 +1,16 @@
 //! One run: a mesh is formed, clients work while faults strike, everything heals, and what is left is checked.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_bridge::mesh::{LOCAL, Mesh, Mode, Subtree};
+use meridian_bridge::mesh::{LOCAL, Mesh, Mode, Subtree, SubtreeId};
 use meridian_node::region::View;
+use meridian_node::tree::Znode;
+use meridian_node::txn::State;
 use meridian_seam::entropy::seed_thread;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -525,8 +527,8 @@ impl Simulation {
 struct Digests {
     /// Of a region's own tree, by region and index of its log.
     local: BTreeMap<(usize, u64), (i64, u128)>,
-    /// Of shared subtrees, by subtree and position.
-    shared: BTreeMap<(u16, u64), u128>,
+    /// Of shared subtrees, by subtree and position, with the first view that was there.
+    shared: BTreeMap<(u16, u64), (u128, Arc<View>)>,
 }
 
 impl Digests {
@@ -548,15 +550,34 @@ impl Digests {
                 let order = orderer.and_then(|orderer| state.federation.orders.get(&orderer));
                 let Some(position) = order.map(|order| order.position) else { continue };
                 let digest = state.tree.digest(subtree);
-                let known = self.shared.entry((subtree, position)).or_insert(digest);
+                let (known, first) =
+                    self.shared.entry((subtree, position)).or_insert_with(|| (digest, view.clone()));
                 if *known != digest {
                     let text = format!(
-                        "subtree {subtree} at {position}: region {} server {} has another digest than was seen before",
-                        server.region, server.index
+                        "subtree {subtree} at {position}: region {} server {} differs from region {} before: {}",
+                        server.region,
+                        server.index,
+                        first.state.region - 1,
+                        first_difference(subtree, &first.state, state)
                     );
                     history.violation(now_ms, text);
                 }
             }
         }
     }
+}
+
+/// The first znode, by path, in which two states of a subtree differ.
+fn first_difference(subtree: SubtreeId, first: &State, second: &State) -> String {
+    let of = |state: &State| -> BTreeMap<Arc<str>, Arc<Znode>> {
+        let inside = state.tree.iter().filter(|(path, _)| state.mesh.subtree_of(path) == subtree);
+        inside.map(|(path, znode)| (path.clone(), znode.clone())).collect()
+    };
+    let (first, second) = (of(first), of(second));
+    let paths: BTreeSet<&Arc<str>> = first.keys().chain(second.keys()).collect();
+    let differs = paths.into_iter().find(|path| first.get(*path) != second.get(*path));
+    differs.map_or_else(
+        || "no znode differs".into(),
+        |path| format!("{path} is {:?} and {:?}", first.get(path), second.get(path)),
+    )
 }

@@ -128,6 +128,9 @@ pub enum SharedRequest<'a> {
         session: i64,
         /// The lease epoch that the session's region knew when it sent the request.
         lease_epoch: u64,
+        /// Whether the session may own ephemerals that the orderer orders: then it has ended if its region has
+        /// lost that lease since.
+        may_own: bool,
         /// Who the client has proved to be.
         #[serde(with = "serde_bytes")]
         identities: &'a [u8],

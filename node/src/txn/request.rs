@@ -24,17 +24,6 @@ pub struct Context<'a> {
     pub session: i64,
     /// Encoded identities of the client.
     pub identities: &'a [u8],
-    /// Whether the session may own ephemerals here.
-    pub ephemerals: Ephemerals,
-}
-
-/// Whether a session may own ephemerals in the subtree of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ephemerals {
-    /// Yes.
-    Allowed,
-    /// Its region has lost its lease since the request was sent: the session has ended here.
-    SessionExpired,
 }
 
 /// A change that watches may wait for. Its zxid is the region's, set by the caller.
@@ -134,9 +123,6 @@ fn create_znode(
     let mode = CreateMode::try_from(create.flags).map_err(|_| ErrorCode::BadArguments)?;
     if mode.is_container() || mode.is_ttl() {
         return Err(ErrorCode::Unimplemented);
-    }
-    if mode.is_ephemeral() && context.ephemerals == Ephemerals::SessionExpired {
-        return Err(ErrorCode::SessionExpired);
     }
     let parent_path = parent_of_new(create.path)?;
     let resolved = acl::resolve(&create.acl, context.identities).ok_or(ErrorCode::InvalidAcl)?;

@@ -11,7 +11,7 @@ use meridian_seam::{codec, limits};
 use meridian_wire::{Create, CreateMode, ErrorCode, OpCode, PASSWORD_LENGTH, Request};
 use serde::{Deserialize, Serialize};
 
-use super::request::{self, Context, Ephemerals, Event};
+use super::request::{self, Context, Event};
 use super::snapshot::SubtreeSnapshot;
 use super::{Batch, ClientRequest, Command, Outcome, Reply, SharedRequest};
 use crate::tree::{Acl, Times, Tree, Znode, split_path};
@@ -40,6 +40,16 @@ pub struct State {
     pub cursors: OrdMap<u8, (u32, u64)>,
     /// The federation's part.
     pub federation: Federation,
+}
+
+/// The place of a request in an order: the same in every region.
+#[derive(Clone, Copy)]
+struct Place {
+    orderer: Orderer,
+    zxid: i64,
+    time_ms: i64,
+    /// Of the region that the request came from, at this place.
+    lease_epoch: u64,
 }
 
 /// An open session.
@@ -350,14 +360,8 @@ impl Apply<'_, '_> {
 
     fn apply_local(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
         let (mesh, zxid, time_ms) = (self.state.mesh.clone(), self.state.zxid, self.state.time_ms);
-        let context = Context {
-            mesh: &mesh,
-            zxid,
-            time_ms,
-            session: request.session,
-            identities: request.identities,
-            ephemerals: Ephemerals::Allowed,
-        };
+        let context =
+            Context { mesh: &mesh, zxid, time_ms, session: request.session, identities: request.identities };
         let outcome = self.on_tree(|tree, events| request::apply(tree, &context, decoded, events));
         self.answer(request.caller, outcome);
     }
@@ -375,9 +379,17 @@ impl Apply<'_, '_> {
     fn apply_shared(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>, orderer: Orderer) {
         let lease_epoch =
             self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
+        let mut may_own = false;
+        if let Some(session) = self.state.sessions.get_mut(&request.session) {
+            if makes_ephemeral(decoded) {
+                session.shared.insert(orderer);
+            }
+            may_own = session.shared.contains(&orderer);
+        }
         let shared = SharedRequest::Client {
             session: request.session,
             lease_epoch,
+            may_own,
             identities: request.identities,
             op: request.op,
             body: request.body,
@@ -385,11 +397,6 @@ impl Apply<'_, '_> {
         let Ok(bytes) = codec::encode(&shared).map(Bytes::from) else {
             return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
         };
-        if makes_ephemeral(decoded)
-            && let Some(session) = self.state.sessions.get_mut(&request.session)
-        {
-            session.shared.insert(orderer);
-        }
         if let Err(error) = self.send(orderer, request.caller, bytes) {
             self.answer(request.caller, Outcome::error(error));
         }
@@ -403,8 +410,9 @@ impl Apply<'_, '_> {
             let content = Content::Request { region: self.state.region, sequence: 0, request };
             let time_ms = self.state.time_ms;
             let delivery = self.state.federation.order(subtree, time_ms, content);
-            if let Some(Delivery::Request { orderer, zxid, time_ms, region, request, .. }) = delivery {
-                self.deliver_request(orderer, zxid, time_ms, region, &request, Some(caller));
+            if let Some(Delivery::Request { orderer, zxid, time_ms, lease_epoch, request, .. }) = delivery {
+                let place = Place { orderer, zxid, time_ms, lease_epoch };
+                self.deliver_request(place, &request, Some(caller));
             }
             return Ok(());
         }
@@ -418,9 +426,10 @@ impl Apply<'_, '_> {
     fn deliver(&mut self, deliveries: Vec<Delivery>) {
         for delivery in deliveries {
             match delivery {
-                Delivery::Request { orderer, zxid, time_ms, region, request, caller } => {
+                Delivery::Request { orderer, zxid, time_ms, lease_epoch, request, caller, .. } => {
                     self.state.next_zxid();
-                    self.deliver_request(orderer, zxid, time_ms, region, &request, caller);
+                    let place = Place { orderer, zxid, time_ms, lease_epoch };
+                    self.deliver_request(place, &request, caller);
                 }
                 Delivery::ExpireRegion { orderer, zxid, region, .. } => {
                     self.expire_region(orderer, zxid, region)
@@ -432,15 +441,8 @@ impl Apply<'_, '_> {
     }
 
     /// Applies a request at its place in an order: the same in every region.
-    fn deliver_request(
-        &mut self,
-        orderer: Orderer,
-        zxid: i64,
-        time_ms: i64,
-        region: RegionId,
-        bytes: &[u8],
-        caller: Option<Caller>,
-    ) {
+    fn deliver_request(&mut self, place: Place, bytes: &[u8], caller: Option<Caller>) {
+        let Place { orderer, zxid, time_ms, .. } = place;
         let outcome = match codec::decode(bytes) {
             Ok(SharedRequest::CloseSession { session }) => {
                 let mesh = self.state.mesh.clone();
@@ -450,12 +452,16 @@ impl Apply<'_, '_> {
                 });
                 Outcome::ok(Reply::Empty)
             }
-            Ok(SharedRequest::Client { session, lease_epoch, identities, op, body }) => {
-                let current = self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(region));
-                let ephemerals =
-                    if lease_epoch == current { Ephemerals::Allowed } else { Ephemerals::SessionExpired };
+            // The session has ended: what it asked for before (the deletion of its lock, say) must not hit what
+            // others have made since.
+            Ok(SharedRequest::Client { lease_epoch, may_own: true, .. })
+                if lease_epoch != place.lease_epoch =>
+            {
+                Outcome::error(ErrorCode::SessionExpired)
+            }
+            Ok(SharedRequest::Client { session, identities, op, body, .. }) => {
                 let mesh = self.state.mesh.clone();
-                let context = Context { mesh: &mesh, zxid, time_ms, session, identities, ephemerals };
+                let context = Context { mesh: &mesh, zxid, time_ms, session, identities };
                 let decoded = OpCode::try_from(op).and_then(|op| Request::decode(op, body));
                 match decoded {
                     Ok(decoded) => {

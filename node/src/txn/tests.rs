@@ -285,6 +285,47 @@ fn a_region_that_loses_its_lease_loses_its_ephemerals_and_sessions() {
 }
 
 #[test]
+fn a_request_counts_as_of_its_place_however_many_are_applied_at_once() {
+    let [mut a, mut b, mut c] = regions();
+    let mut log = GlobalLog::default();
+    c.create("/global/holder", EPHEMERAL);
+    log.agree(&c.forward().unwrap());
+    // One region applies the lock and the loss of its region's lease one by one, the others at once.
+    log.teach(&mut a);
+    assert!(a.has("/global/holder"));
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+        assert!(!region.has("/global/holder"));
+    }
+    assert_equal(&[a, b, c], 1);
+}
+
+#[test]
+fn a_late_request_of_a_holder_that_lost_its_lease_does_not_hit_the_next_holder() {
+    let [mut a, mut b, mut c] = regions();
+    let mut log = GlobalLog::default();
+    c.create("/global/lock", EPHEMERAL);
+    log.agree(&c.forward().unwrap());
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+    }
+    // The holder lets go while its region is cut off; its lease ends and another takes the lock.
+    c.send(&Request::Delete { path: "/global/lock", version: -1 });
+    let too_late = c.forward().unwrap();
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    log.teach(&mut a);
+    a.create("/global/lock", EPHEMERAL);
+    log.agree(&a.forward().unwrap());
+    log.agree(&too_late);
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+        assert!(region.has("/global/lock"));
+    }
+    assert_equal(&[a, b, c], 1);
+}
+
+#[test]
 fn a_closed_sessions_ephemerals_go_everywhere_and_none_comes_after() {
     let [mut a, mut b, _] = regions();
     b.create("/global/mine", EPHEMERAL);
