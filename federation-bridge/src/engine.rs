@@ -27,7 +27,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::storage::RaftStateMachine;
+use openraft::storage::{RaftLogReader, RaftStateMachine};
 use openraft::type_config::alias::{CommittedLeaderIdOf, EntryOf, LogIdOf, SnapshotOf, VoteOf};
 use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Serialize};
@@ -288,6 +288,27 @@ impl LogMemory {
             taken.push(entry.clone());
         }
         taken
+    }
+}
+
+/// Reads the entries of a log for the engine and its replication tasks.
+#[derive(Clone)]
+pub struct LogReader(pub Arc<parking_lot::Mutex<LogMemory>>);
+
+impl RaftLogReader<TypeConfig> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + fmt::Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.0.lock().range(&range, usize::MAX))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.0.lock().range(&(start..end), limits::BATCH_BYTES_MAX))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.0.lock().vote)
     }
 }
 

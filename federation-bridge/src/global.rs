@@ -6,9 +6,8 @@
 //! the old one stopped, with a higher [`Incarnation`] that shuts the old one out.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+
 use std::io;
-use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::{BasicNode, ProgressResponder};
 use openraft::network::RaftNetworkFactory;
 use openraft::storage::{
-    EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine,
+    EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine,
 };
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{Config, EntryPayload, ReadPolicy, SnapshotPolicy};
@@ -28,8 +27,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{
-    self, Entry, Link, LogBounds, LogId, LogMemory, Members, Payload, Responder, StoredEntry, StoredLogId,
-    StoredMembers, StoredPayload, StoredVote, TypeConfig, Vote, invalid_data,
+    self, Entry, Link, LogBounds, LogId, LogMemory, LogReader, Members, Payload, Responder, StoredEntry,
+    StoredLogId, StoredMembers, StoredPayload, StoredVote, TypeConfig, Vote, invalid_data,
 };
 use crate::links::RegionLink;
 use crate::mesh::{Orderer, RegionId};
@@ -379,33 +378,16 @@ fn applied(outcome: Outcome) -> io::Result<()> {
     }
 }
 
-impl RaftLogReader<TypeConfig> for Store {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
-        &mut self,
-        range: RB,
-    ) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.memory.lock().range(&range, usize::MAX))
-    }
-
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.memory.lock().range(&(start..end), limits::BATCH_BYTES_MAX))
-    }
-
-    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        Ok(self.memory.lock().vote)
-    }
-}
-
 impl RaftLogStorage<TypeConfig> for Store {
-    type LogReader = Self;
+    type LogReader = LogReader;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let memory = self.memory.lock();
         Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last() })
     }
 
-    async fn get_log_reader(&mut self) -> Self {
-        self.clone()
+    async fn get_log_reader(&mut self) -> LogReader {
+        LogReader(self.memory.clone())
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {

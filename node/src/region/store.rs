@@ -1,16 +1,14 @@
 //! The engine's log storage: entries in memory for reading, the write-ahead log for keeping.
 
-use std::fmt::Debug;
 use std::io;
-use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_bridge::engine::{
-    Entry, LogId, LogMemory, StoredEntry, StoredLogId, StoredVote, TypeConfig, Vote, invalid_data,
+    Entry, LogId, LogMemory, LogReader, StoredEntry, StoredLogId, StoredVote, TypeConfig, Vote, invalid_data,
 };
-use meridian_seam::{codec, limits};
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use meridian_seam::codec;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -100,33 +98,16 @@ fn encode(value: &impl serde::Serialize) -> io::Result<Bytes> {
     Ok(codec::encode(value).map_err(invalid_data)?.into())
 }
 
-impl RaftLogReader<TypeConfig> for Store {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
-        &mut self,
-        range: RB,
-    ) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.memory.lock().range(&range, usize::MAX))
-    }
-
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.memory.lock().range(&(start..end), limits::BATCH_BYTES_MAX))
-    }
-
-    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        Ok(self.memory.lock().vote)
-    }
-}
-
 impl RaftLogStorage<TypeConfig> for Store {
-    type LogReader = Self;
+    type LogReader = LogReader;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let memory = self.memory.lock();
         Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last() })
     }
 
-    async fn get_log_reader(&mut self) -> Self {
-        self.clone()
+    async fn get_log_reader(&mut self) -> LogReader {
+        LogReader(self.memory.clone())
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
