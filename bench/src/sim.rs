@@ -36,7 +36,7 @@ Examples:
   meridian-bench sim --seed 42 --trace
   RUST_LOG=meridian_bridge=debug meridian-bench sim --seed 42 --trace
   meridian-bench sim meta --seeds 5
-  meridian-bench sim mutants --seeds 50";
+  meridian-bench sim mutants --seeds 80";
 
 /// Simulates meshes under faults, and checks what clients are promised
 #[derive(Debug, Args)]

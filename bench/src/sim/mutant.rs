@@ -117,7 +117,7 @@ impl DiskFile for LyingFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.entropy.next_u64() % 4 == 0 { self.file.sync_data() } else { Ok(()) }
+        if self.entropy.next_u64().is_multiple_of(4) { self.file.sync_data() } else { Ok(()) }
     }
 
     fn len(&self) -> io::Result<u64> {
