@@ -14,6 +14,7 @@ mod faults;
 mod history;
 mod host;
 mod log;
+mod mutant;
 mod net;
 mod run;
 mod server;
@@ -23,8 +24,9 @@ mod workload;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
+use mutant::Mutant;
 use run::{Outcome, Scenario};
 use trace::Trace;
 
@@ -33,7 +35,8 @@ Examples:
   meridian-bench sim --seeds 100
   meridian-bench sim --seed 42 --trace
   RUST_LOG=meridian_bridge=debug meridian-bench sim --seed 42 --trace
-  meridian-bench sim meta --seeds 5";
+  meridian-bench sim meta --seeds 5
+  meridian-bench sim mutants --seeds 80";
 
 /// Simulates meshes under faults, and checks what clients are promised
 #[derive(Debug, Args)]
@@ -65,12 +68,17 @@ struct Seeds {
     /// Virtual seconds during which faults strike
     #[arg(long, default_value_t = 40)]
     fault_seconds: u64,
+    /// Break this
+    #[arg(long, value_enum)]
+    mutant: Option<Mutant>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Check {
     /// Runs each seed twice and compares all events: the simulator's own test
     Meta(Seeds),
+    /// Runs worlds that are broken until a check finds it, within so many seeds each
+    Mutants(Seeds),
 }
 
 /// Runs the command.
@@ -81,6 +89,7 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     log::start();
     match &args.check {
         Some(Check::Meta(seeds)) => meta(seeds),
+        Some(Check::Mutants(seeds)) => mutants(seeds),
         None => match args.seed {
             Some(seed) => simulate(&args.seeds, seed, 1, args.trace),
             None => simulate(&args.seeds, args.seeds.first, args.seeds.seeds, args.trace),
@@ -93,7 +102,7 @@ fn simulate(options: &Seeds, first: u64, count: u64, trace: bool) -> anyhow::Res
     for seed in first..first + count {
         let scenario = options.scenario.unwrap_or_else(|| Scenario::of_seed(seed));
         let record = if trace { Trace::printing() } else { Trace::default() };
-        let outcome = run::run(seed, scenario, options.fault_seconds * 1_000, record)?;
+        let outcome = run::run(seed, scenario, options.fault_seconds * 1_000, options.mutant, record)?;
         print_outcome(seed, scenario, &outcome);
         simulated += Duration::from_millis(outcome.simulated_ms);
         real += outcome.real;
@@ -112,8 +121,10 @@ fn simulate(options: &Seeds, first: u64, count: u64, trace: bool) -> anyhow::Res
 }
 
 fn replay_command(options: &Seeds, seed: u64, scenario: Scenario) -> String {
+    let mutant = options.mutant.and_then(|mutant| mutant.to_possible_value());
+    let mutant = mutant.map(|m| format!(" --mutant {}", m.get_name())).unwrap_or_default();
     format!(
-        "cargo run --release -p meridian-bench -- sim --seed {seed} --scenario {} --fault-seconds {} --trace",
+        "cargo run --release -p meridian-bench -- sim --seed {seed} --scenario {} --fault-seconds {}{mutant} --trace",
         scenario.name(),
         options.fault_seconds
     )
@@ -152,11 +163,37 @@ fn meta(options: &Seeds) -> anyhow::Result<ExitCode> {
     Ok(if differ == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Looks for every mutant, seed after seed.
+fn mutants(options: &Seeds) -> anyhow::Result<ExitCode> {
+    let mut missed = 0;
+    for mutant in Mutant::value_variants() {
+        let name = mutant.to_possible_value().map(|m| m.get_name().to_string()).unwrap_or_default();
+        let mut found = None;
+        for seed in options.first..options.first + options.seeds {
+            let scenario = options.scenario.unwrap_or_else(|| Scenario::of_seed(seed));
+            let outcome =
+                run::run(seed, scenario, options.fault_seconds * 1_000, Some(*mutant), Trace::default())?;
+            if let Some(violation) = outcome.violations.into_iter().next() {
+                found = Some((seed, violation));
+                break;
+            }
+        }
+        match found {
+            Some((seed, violation)) => println!("{name:<18} found by seed {seed:>3}: {violation:.120}"),
+            None => {
+                missed += 1;
+                println!("{name:<18} NOT FOUND in {} seeds", options.seeds);
+            }
+        }
+    }
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Where two runs of a seed part, if they do.
 fn first_difference(seed: u64, scenario: Scenario, fault_ms: u64) -> anyhow::Result<Option<String>> {
     let traced = || -> anyhow::Result<_> {
         let trace = Trace::keeping();
-        run::run(seed, scenario, fault_ms, trace.clone())?;
+        run::run(seed, scenario, fault_ms, None, trace.clone())?;
         Ok(trace.take())
     };
     let (first, second) = (traced()?, traced()?);
@@ -181,10 +218,20 @@ mod tests {
         }
     }
 
+    /// The first: a lock and the loss of its holder's lease applied in one entry. The others: the late
+    /// deletion of a lock.
+    #[test]
+    fn seeds_that_found_something_find_nothing_any_more() {
+        for (seed, scenario) in [(29, Scenario::Mesh), (47, Scenario::LargeMesh), (51, Scenario::LargeMesh)] {
+            let outcome = run::run(seed, scenario, 40_000, None, Trace::default()).unwrap();
+            assert_eq!(outcome.violations, Vec::<String>::new(), "seed {seed} {scenario:?}");
+        }
+    }
+
     #[test]
     fn a_handful_of_seeds_keeps_the_promises() {
         for (seed, scenario) in [(1, Scenario::Region), (2, Scenario::Region), (3, Scenario::Mesh)] {
-            let outcome = run::run(seed, scenario, 15_000, Trace::default()).unwrap();
+            let outcome = run::run(seed, scenario, 15_000, None, Trace::default()).unwrap();
             assert_eq!(outcome.violations, Vec::<String>::new(), "seed {seed} {scenario:?}");
         }
     }

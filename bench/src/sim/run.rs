@@ -20,6 +20,7 @@ use super::client::Client;
 use super::faults::{self, Fault};
 use super::history::{History, Scope};
 use super::host::Host;
+use super::mutant::Mutant;
 use super::net::{HostId, Link, Wires};
 use super::server::{Failure, Layout, SimServer};
 use super::trace::Trace;
@@ -90,14 +91,20 @@ pub(super) struct Outcome {
     pub(super) operations: (u64, u64),
 }
 
-/// Runs one seed.
+/// Runs one seed, in a broken world if a mutant is given.
 ///
 /// # Errors
 /// If the simulation itself can't be set up.
-pub(super) fn run(seed: u64, scenario: Scenario, fault_ms: u64, trace: Trace) -> anyhow::Result<Outcome> {
+pub(super) fn run(
+    seed: u64,
+    scenario: Scenario,
+    fault_ms: u64,
+    mutant: Option<Mutant>,
+    trace: Trace,
+) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     catch_panics();
-    let mut simulation = Simulation::new(seed, scenario, trace)?;
+    let mut simulation = Simulation::new(seed, scenario, mutant, trace)?;
     simulation.play(fault_ms)?;
     let simulated_ms = simulation.wires.now_ms();
     let (history, trace) = (simulation.history.clone(), simulation.trace.clone());
@@ -148,7 +155,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(seed: u64, scenario: Scenario, trace: Trace) -> anyhow::Result<Self> {
+    fn new(seed: u64, scenario: Scenario, mutant: Option<Mutant>, trace: Trace) -> anyhow::Result<Self> {
         seed_thread(seed);
         let mut random = StdRng::seed_from_u64(seed);
         let layout = scenario.layout();
@@ -159,7 +166,7 @@ impl Simulation {
         };
         let servers = (0..layout.regions)
             .flat_map(|region| (0..layout.servers_per_region()).map(move |index| (region, index)))
-            .map(|(region, index)| SimServer::new(&layout, region, index, &mut random))
+            .map(|(region, index)| SimServer::new(&layout, region, index, &mut random, mutant))
             .collect();
         let clients = (0..layout.regions).map(|_| Host::new("clients", 0)).collect();
         let history = History::new(trace.clone());

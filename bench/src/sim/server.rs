@@ -1,7 +1,7 @@
 //! Simulated servers: the production server, with its bridge, on a simulated host.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use meridian_node::region::{RegionConfig, Storage, Timing, View};
 use meridian_node::server::ServerOptions;
 use meridian_seam::Environment;
 use meridian_seam::background::{Background, LogWriter, Work};
+use meridian_seam::disk::Disk;
 use meridian_seam::disk::testing::MemoryDisk;
 use meridian_seam::entropy::{Entropy, SeededEntropy};
 use parking_lot::Mutex;
@@ -28,6 +29,7 @@ use rand::rngs::StdRng;
 
 use super::certificates::Certificates;
 use super::host::Host;
+use super::mutant::Mutant;
 use super::net::{HostId, Wires, address_of};
 
 const CLIENT_PORT: u16 = 2181;
@@ -110,7 +112,7 @@ impl Layout {
         }
     }
 
-    fn bridge_config(&self, region: usize, server: usize) -> BridgeConfig {
+    fn bridge_config(&self, region: usize, server: usize, mutant: Option<Mutant>) -> BridgeConfig {
         let others = (0..self.regions).filter(|other| *other != region);
         let peers = others.flat_map(|other| {
             (0..self.voters).map(move |server| PeerAddress {
@@ -126,7 +128,7 @@ impl Layout {
             listen: address_of(self.host_of(region, server), BRIDGE_PORT),
             peers: peers.collect(),
             timing: Default::default(),
-            lease: Default::default(),
+            lease: Mutant::lease(mutant),
             // The other way of finding the rate draws random numbers past every seam.
             transport: Settings { congestion: Congestion::Cubic, ..Settings::default() },
         }
@@ -147,6 +149,7 @@ pub(super) struct SimServer {
     sync_ms: Arc<AtomicU64>,
     starts: u64,
     seed: u64,
+    mutant: Option<Mutant>,
     running: Arc<Mutex<Running>>,
 }
 
@@ -157,8 +160,14 @@ enum Running {
 }
 
 impl SimServer {
-    pub(super) fn new(layout: &Layout, region: usize, index: usize, random: &mut StdRng) -> Self {
-        let drift_max_ppm = 9_000;
+    pub(super) fn new(
+        layout: &Layout,
+        region: usize,
+        index: usize,
+        random: &mut StdRng,
+        mutant: Option<Mutant>,
+    ) -> Self {
+        let drift_max_ppm = Mutant::drift_max_ppm(mutant);
         let name = server_name(&layout.region_name(region), number(index));
         Self {
             region,
@@ -169,6 +178,7 @@ impl SimServer {
             sync_ms: Arc::new(AtomicU64::new(2)),
             starts: 0,
             seed: random.random(),
+            mutant,
             running: Arc::new(Mutex::new(Running::Starting)),
         }
     }
@@ -192,13 +202,13 @@ impl SimServer {
             clock: self.host.clock(now_ms),
             entropy: entropy.clone(),
             net: wires.net_of(self.id),
-            disk: Arc::new(self.disk.clone()),
+            disk: Mutant::disk(self.mutant, &self.disk, &entropy),
             background: Arc::new(Beside { sync_ms: self.sync_ms.clone(), entropy }),
         };
         let region = layout.region_config(self.region, self.index);
         let mut options = ServerOptions::new(region, address_of(self.id, CLIENT_PORT).to_string());
         options.tick = Duration::from_secs(1);
-        let bridge = layout.bridge_config(self.region, self.index);
+        let bridge = layout.bridge_config(self.region, self.index, self.mutant);
         let is_voter = self.index < layout.voters;
         let paths = certificates.map(|c| c.paths_of(&self.name(layout)));
         let running = Arc::new(Mutex::new(Running::Starting));
@@ -233,6 +243,13 @@ impl SimServer {
         if power_is_off {
             let keep: f64 = random.random();
             self.disk.crash(|_| usize::from(random.random_bool(keep)));
+            if self.mutant == Some(Mutant::WipedDisk) {
+                self.disk = MemoryDisk::new();
+            }
+        }
+        if self.mutant == Some(Mutant::ForgottenStarts) {
+            // A server that never got as far has nothing to forget.
+            let _ = self.disk.remove(Path::new("/data/boots"));
         }
     }
 

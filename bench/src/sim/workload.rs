@@ -223,7 +223,9 @@ impl Worker {
                     return self.unexpected("create2", scope, ErrorCode::MarshallingError);
                 };
                 self.take(scope, stat);
-                let hold_ms = self.random.random_range(0..2_000);
+                // Some hold it for longer than a lease.
+                let longest_ms = if self.random.random_bool(0.25) { 30_000 } else { 2_000 };
+                let hold_ms = self.random.random_range(0..longest_ms);
                 self.client.idle(Duration::from_millis(hold_ms)).await?;
                 self.unlock().await
             }
