@@ -253,7 +253,7 @@ impl Apply<'_, '_> {
                 for (session, owner) in sessions {
                     if self.state.sessions.get(&session).is_some_and(|s| s.owner == owner) {
                         self.state.next_zxid();
-                        self.close_session(session, false);
+                        self.close_session(session, None);
                     }
                 }
             }
@@ -343,8 +343,7 @@ impl Apply<'_, '_> {
             return self.answer(request.caller, Outcome::error(error));
         }
         if request.op == OpCode::CloseSession as i32 {
-            self.close_session(request.session, true);
-            return self.answer(request.caller, Outcome::ok(Reply::Empty));
+            return self.close_session(request.session, Some(request.caller));
         }
         let decoded = OpCode::try_from(request.op).and_then(|op| Request::decode(op, request.body));
         let Ok(decoded) = decoded else {
@@ -502,7 +501,7 @@ impl Apply<'_, '_> {
         ending.sort_unstable();
         for session in ending {
             self.state.next_zxid();
-            self.close_session(session, false);
+            self.close_session(session, None);
         }
     }
 
@@ -525,16 +524,32 @@ impl Apply<'_, '_> {
         shared.map(|(id, _)| *id).filter(at_stake).collect()
     }
 
-    /// Ends a session: its ephemerals go here at once, and elsewhere in the order of each orderer.
-    fn close_session(&mut self, session: i64, asked_for: bool) {
+    /// Ends a session: its ephemerals go here at once, and elsewhere in the order of each orderer. A client
+    /// that asked for it is answered once they are gone from what the global group orders (or else the first
+    /// other orderer): who learns from it that the session is closed must not find them there.
+    fn close_session(&mut self, session: i64, asked_by: Option<Caller>) {
         let Some(closed) = self.state.sessions.remove(&session) else { return };
         let zxid = self.state.zxid;
         self.on_tree(|tree, events| request::remove_ephemerals(tree, session, zxid, |s| s == LOCAL, events));
+        let bytes = Bytes::from(codec::encode(&SharedRequest::CloseSession { session }).unwrap_or_default());
+        let mut to_answer = asked_by;
+        // The global group comes first in the set's order.
         for orderer in &closed.shared {
-            let bytes = codec::encode(&SharedRequest::CloseSession { session }).unwrap_or_default();
-            // Nobody waits for an answer, and such a request is taken even into a full outbox.
-            let _ = self.send(*orderer, Caller::default(), bytes.into());
+            let elsewhere = !self.state.federation.orders_here(*orderer);
+            if elsewhere
+                && let Some(caller) = to_answer
+                && self.send(*orderer, caller, bytes.clone()).is_ok()
+            {
+                to_answer = None;
+                continue;
+            }
+            // For nobody in particular it is taken even into a full outbox.
+            let _ = self.send(*orderer, Caller::default(), bytes.clone());
         }
+        if let Some(caller) = to_answer {
+            self.answer(caller, Outcome::ok(Reply::Empty));
+        }
+        let asked_for = asked_by.is_some();
         self.effects.closed.push(ClosedSession { session, owner: closed.owner, asked_for });
     }
 

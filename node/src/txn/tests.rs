@@ -329,7 +329,9 @@ fn a_late_request_of_a_holder_that_lost_its_lease_does_not_hit_the_next_holder()
 fn a_closed_sessions_ephemerals_go_everywhere_and_none_comes_after() {
     let [mut a, mut b, _] = regions();
     b.create("/global/mine", EPHEMERAL);
+    b.answers();
     b.send(&Request::CloseSession);
+    assert!(b.answers().is_empty(), "answered when the ephemerals are gone everywhere");
     b.create("/global/after", EPHEMERAL);
     let mut log = GlobalLog::default();
     log.agree(&b.forward().unwrap());
