@@ -61,7 +61,7 @@ pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
 /// Proposals waiting at the leader for a batch. Beyond it a forwarding server is told to come again.
 pub const LEADER_QUEUE_PROPOSALS_MAX: usize = 16_384;
 
-/// Largest message between the servers of a region: a batch with its frame, or a snapshot chunk.
+/// Largest message between the servers of a region, or between regions: a batch with its frame, or a snapshot chunk.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// Requests that wait on one connection between servers or regions. Beyond it the asking side is refused
@@ -105,9 +105,6 @@ pub const MIRROR_RECORDS_MAX: usize = 100_000;
 
 /// Bytes of the same.
 pub const MIRROR_BYTES_MAX: usize = 64 << 20;
-
-/// Largest message between regions.
-pub const BRIDGE_FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// Regions of a mesh: the region's number is the highest byte of its session identifiers.
 pub const REGIONS_MAX: usize = 127;
