@@ -11,6 +11,7 @@ mod lease;
 mod liveness;
 mod metrics;
 mod read;
+mod reaper;
 mod words;
 
 pub use admin::Routes;
@@ -18,6 +19,7 @@ pub use client::Client;
 pub use hub::Hub;
 pub use lease::LeaseGate;
 pub use metrics::{Latency, Metrics};
+pub use reaper::Reaping;
 pub use words::READ_ONLY_WORDS;
 
 use std::collections::{BTreeSet, HashMap};
@@ -33,6 +35,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::region::{Region, RegionConfig};
+use crate::txn::Policy;
 use connection::Service;
 
 /// What a region server is started with.
@@ -58,6 +61,10 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// Client connections from one address; 0 for no such limit.
     pub connections_per_address_max: usize,
+    /// How znodes that go by themselves are deleted.
+    pub reaping: Reaping,
+    /// What clients may ask for; the leader's counts.
+    pub policy: Policy,
 }
 
 /// A running region server.
@@ -83,6 +90,8 @@ impl ServerOptions {
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             connections_max: limits::CONNECTIONS_MAX,
             connections_per_address_max: limits::CONNECTIONS_PER_ADDRESS_MAX,
+            reaping: Reaping::default(),
+            policy: Policy::default(),
         }
     }
 
@@ -157,6 +166,7 @@ impl Server {
         tasks.spawn(liveness::sweep(service.clone()));
         tasks.spawn(liveness::report(service.clone()));
         tasks.spawn(liveness::watch_lease(service.clone()));
+        tasks.spawn(reaper::reap(service.clone()));
         tasks.spawn(accept_clients(service.clone(), listener));
         tracing::info!(
             region = %service.options.region.region_name,

@@ -8,6 +8,10 @@
 //! The tree checks nothing that clients may or may not do; that is the transaction's part
 //! ([`crate::txn`]).
 
+mod lifetime;
+
+pub use lifetime::{Lifetime, TTL_MS_MAX};
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +31,8 @@ pub struct Tree {
     znodes: ZnodeMap,
     /// Paths of ephemerals by the session that owns them.
     ephemerals: OrdMap<i64, OrdSet<Arc<str>>>,
+    /// Paths of containers and of znodes with a time to live.
+    mortal: OrdSet<Arc<str>>,
     digests: OrdMap<SubtreeId, u128>,
     data_bytes: u64,
 }
@@ -40,7 +46,7 @@ pub struct Znode {
     pub data: Option<Bytes>,
     /// Who may do what.
     pub acl: Arc<[Acl]>,
-    /// The session that owns it; 0 unless ephemeral.
+    /// How long it stays: [`Znode::lifetime`].
     pub owner: i64,
     /// Its times, versions and zxids.
     pub times: Times,
@@ -63,7 +69,8 @@ pub struct Times {
     pub mtime: i64,
     /// Changes of its data.
     pub version: i32,
-    /// Creations and deletions of children.
+    /// Creations of children: the number of the next sequential child. The stat that clients see counts
+    /// deletions as well.
     pub cversion: i32,
     /// Changes of its ACL.
     pub aversion: i32,
@@ -88,20 +95,27 @@ impl Acl {
 }
 
 impl Znode {
+    /// How long it stays.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime::of_owner(self.owner)
+    }
+
     /// The stat that clients see.
     pub fn stat(&self) -> Stat {
         let Times { czxid, mzxid, pzxid, ctime, mtime, version, cversion, aversion } = self.times;
+        let num_children = i32::try_from(self.children.len()).unwrap_or(i32::MAX);
         Stat {
             czxid,
             mzxid,
             ctime,
             mtime,
             version,
-            cversion,
+            // Every child was created, and those that are not there any more were deleted.
+            cversion: cversion.wrapping_mul(2).wrapping_sub(num_children),
             aversion,
-            ephemeral_owner: self.owner,
+            ephemeral_owner: self.lifetime().session(),
             data_length: self.data.as_ref().map_or(0, |d| i32::try_from(d.len()).unwrap_or(i32::MAX)),
-            num_children: i32::try_from(self.children.len()).unwrap_or(i32::MAX),
+            num_children,
             pzxid,
         }
     }
@@ -190,6 +204,11 @@ impl Tree {
         self.ephemerals.get(&session).into_iter().flat_map(OrdSet::iter)
     }
 
+    /// Paths of containers and of znodes with a time to live, which go by themselves one day.
+    pub fn mortal(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.mortal.iter()
+    }
+
     /// Sessions that own ephemerals, within a range of identifiers.
     pub fn ephemeral_owners(
         &self,
@@ -230,7 +249,6 @@ impl Tree {
         if let Some((parent, name)) = split_path(path) {
             self.change(parent, |parent| {
                 parent.children.remove(name);
-                parent.times.cversion = parent.times.cversion.wrapping_add(1);
                 parent.times.pzxid = zxid;
             });
         }
@@ -280,15 +298,23 @@ impl Tree {
             *digest = digest.wrapping_sub(znode.hash(path));
             self.data_bytes -= bytes;
         }
-        if znode.owner == 0 {
-            return;
-        }
-        if comes {
-            self.ephemerals.entry(znode.owner).or_default().insert(path.into());
-        } else if let Some(paths) = self.ephemerals.get_mut(&znode.owner) {
-            paths.remove(path);
-            if paths.is_empty() {
-                self.ephemerals.remove(&znode.owner);
+        match znode.lifetime() {
+            Lifetime::Persistent => {}
+            Lifetime::Ephemeral(session) if comes => {
+                self.ephemerals.entry(session).or_default().insert(path.into());
+            }
+            Lifetime::Ephemeral(session) => {
+                let Some(paths) = self.ephemerals.get_mut(&session) else { return };
+                paths.remove(path);
+                if paths.is_empty() {
+                    self.ephemerals.remove(&session);
+                }
+            }
+            Lifetime::Container | Lifetime::Ttl(_) if comes => {
+                self.mortal.insert(path.into());
+            }
+            Lifetime::Container | Lifetime::Ttl(_) => {
+                self.mortal.remove(path);
             }
         }
     }

@@ -11,6 +11,7 @@
 //! [`request::apply`].
 
 pub mod acl;
+pub mod reap;
 pub mod request;
 pub mod snapshot;
 mod state;
@@ -98,6 +99,29 @@ pub enum Command<'a> {
     },
     /// A change of the federation's state.
     Bridge(federation::Command),
+    /// Deletes znodes that go by themselves, if they are due: see [`reap`].
+    Reap {
+        /// The paths.
+        paths: Vec<Box<str>>,
+        /// How long a container stays that never had children, in ms; 0 is for ever.
+        never_used_ms: i64,
+    },
+    /// What the leader's configuration says about clients' requests.
+    SetPolicy(Policy),
+}
+
+/// What the servers of a region must agree on to judge requests alike. The leader's configuration counts, as in
+/// ZooKeeper, where the leader judges all requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Whether znodes may have a time to live (`extendedTypesEnabled`).
+    pub extended_types: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { extended_types: true }
+    }
 }
 
 /// A client's write, as it stands in the log.
@@ -144,6 +168,14 @@ pub enum SharedRequest<'a> {
     CloseSession {
         /// The session.
         session: i64,
+    },
+    /// Znodes that go by themselves are due.
+    Reap {
+        /// The paths.
+        #[serde(borrow)]
+        paths: Vec<&'a str>,
+        /// See [`Command::Reap`].
+        never_used_ms: i64,
     },
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imbl::OrdSet;
 use meridian_bridge::mesh::{Mesh, SubtreeId};
-use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, perms};
+use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, Stat, perms};
 use meridian_wire::{validate_path, validate_sequential_path};
 
-use super::{MultiResult, Outcome, Reply, acl};
-use crate::tree::{Acl, Times, Tree, Znode, split_path};
+use super::{MultiResult, Outcome, Policy, Reply, acl};
+use crate::tree::{Acl, Lifetime, TTL_MS_MAX, Times, Tree, Znode, split_path};
 
 /// Everything besides the tree that a request's result may depend on.
 pub struct Context<'a> {
@@ -35,6 +35,31 @@ pub struct Event {
     pub path: Arc<str>,
     /// The region's zxid of the change.
     pub zxid: i64,
+}
+
+impl Policy {
+    /// Refuses what the policy does not allow, with the answer to the client.
+    pub(super) fn admits(&self, request: &Request<'_>) -> Result<(), Outcome> {
+        let refused = |request: &Request<'_>| {
+            let (Request::Create(create) | Request::Create2(create) | Request::CreateTtl { create, .. }) =
+                request
+            else {
+                return false;
+            };
+            !self.extended_types && CreateMode::try_from(create.flags).is_ok_and(CreateMode::is_ttl)
+        };
+        match request {
+            Request::Multi(operations) => match operations.iter().position(refused) {
+                Some(index) => {
+                    let results = failed_multi(operations.len(), index, ErrorCode::Unimplemented);
+                    Err(Outcome::ok(Reply::Multi(results)))
+                }
+                None => Ok(()),
+            },
+            other if refused(other) => Err(Outcome::error(ErrorCode::Unimplemented)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Applies a write. `events` gets what watches may wait for; on an error nothing has changed.
@@ -98,8 +123,14 @@ fn apply_one(
     events: &mut Vec<Event>,
 ) -> Result<MultiResult, ErrorCode> {
     match request {
-        Request::Create(create) => create_znode(tree, context, create, false, events),
-        Request::Create2(create) => create_znode(tree, context, create, true, events),
+        Request::Create(create)
+        | Request::Create2(create)
+        | Request::CreateContainer(create)
+        | Request::CreateTtl { create, .. } => {
+            let lifetime = lifetime_of(request, create.flags, context.session)?;
+            let (path, stat) = create_znode(tree, context, create, lifetime, events)?;
+            Ok(MultiResult::Created(path, (request.op() != OpCode::Create).then_some(stat)))
+        }
         Request::Delete { path, version } => delete_znode(tree, context, path, *version, events),
         Request::SetData { path, data, version } => set_data(tree, context, path, *data, *version, events),
         Request::SetAcl { path, acl, version } => set_acl(tree, context, path, acl, *version),
@@ -113,17 +144,30 @@ fn apply_one(
     }
 }
 
+/// How long a znode to create is to stay.
+fn lifetime_of(request: &Request<'_>, flags: i32, session: i64) -> Result<Lifetime, ErrorCode> {
+    let mode = CreateMode::try_from(flags).map_err(|_| ErrorCode::BadArguments)?;
+    // A time to live goes with the modes that have one, and with no other.
+    match request {
+        Request::CreateTtl { ttl_ms, .. } if mode.is_ttl() && (1..=TTL_MS_MAX).contains(ttl_ms) => {
+            Ok(Lifetime::Ttl(*ttl_ms))
+        }
+        Request::CreateTtl { ttl_ms, .. } if mode.is_ttl() || *ttl_ms >= 0 => Err(ErrorCode::BadArguments),
+        _ if mode.is_ttl() => Err(ErrorCode::BadArguments),
+        _ if mode.is_container() => Ok(Lifetime::Container),
+        _ if mode.is_ephemeral() => Ok(Lifetime::Ephemeral(session)),
+        _ => Ok(Lifetime::Persistent),
+    }
+}
+
 fn create_znode(
     tree: &mut Tree,
     context: &Context<'_>,
     create: &Create<'_>,
-    with_stat: bool,
+    lifetime: Lifetime,
     events: &mut Vec<Event>,
-) -> Result<MultiResult, ErrorCode> {
+) -> Result<(Arc<str>, Stat), ErrorCode> {
     let mode = CreateMode::try_from(create.flags).map_err(|_| ErrorCode::BadArguments)?;
-    if mode.is_container() || mode.is_ttl() {
-        return Err(ErrorCode::Unimplemented);
-    }
     let parent_path = parent_of_new(create.path)?;
     let resolved = acl::resolve(&create.acl, context.identities).ok_or(ErrorCode::InvalidAcl)?;
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
@@ -138,7 +182,7 @@ fn create_znode(
     if tree.get(&path).is_some() {
         return Err(ErrorCode::NodeExists);
     }
-    if parent.owner != 0 {
+    if matches!(parent.lifetime(), Lifetime::Ephemeral(_)) {
         return Err(ErrorCode::NoChildrenForEphemerals);
     }
     // Most znodes have their parent's ACL: one copy serves them all.
@@ -147,7 +191,7 @@ fn create_znode(
         subtree: context.mesh.subtree_of(&path),
         data: create.data.map(Bytes::copy_from_slice),
         acl,
-        owner: if mode.is_ephemeral() { context.session } else { 0 },
+        owner: lifetime.to_owner(),
         times: Times {
             czxid: context.zxid,
             mzxid: context.zxid,
@@ -158,11 +202,11 @@ fn create_znode(
         },
         children: OrdSet::new(),
     };
-    let stat = with_stat.then(|| znode.stat());
+    let stat = znode.stat();
     events.push(Event { kind: EventType::NodeCreated, path: path.clone(), zxid: 0 });
     events.push(Event { kind: EventType::NodeChildrenChanged, path: parent_path.into(), zxid: 0 });
     tree.create(path.clone(), znode);
-    Ok(MultiResult::Created(path, stat))
+    Ok((path, stat))
 }
 
 /// The parent's path of a znode to create; the path itself is checked once the parent is found, as

@@ -18,6 +18,7 @@ use meridian_wire::EventType;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Policy;
 use super::request::Event;
 use super::state::{Session, State};
 use crate::tree::{Acl, Times, Tree, Znode};
@@ -249,6 +250,8 @@ enum RegionRecord {
         znodes: u64,
         digests: Vec<(SubtreeId, u128)>,
     },
+    /// Missing in snapshots of earlier builds.
+    Policy(Policy),
 }
 
 /// Writes a region's whole state.
@@ -274,6 +277,7 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
             federation: Box::new(small),
         },
     )?;
+    put(out, &RegionRecord::Policy(state.policy))?;
     for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
         put(out, &RegionRecord::Sessions(batch))?;
     }
@@ -353,6 +357,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     loop {
         match take(input)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
+            RegionRecord::Policy(policy) => state.policy = policy,
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
             RegionRecord::End { sessions, znodes, digests } => {
@@ -398,6 +403,7 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
         RegionRecord::Header { .. }
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
+        | RegionRecord::Policy(_)
         | RegionRecord::End { .. } => {}
     }
 }

@@ -11,9 +11,10 @@ use meridian_seam::{codec, limits};
 use meridian_wire::{Create, CreateMode, ErrorCode, OpCode, PASSWORD_LENGTH, Request};
 use serde::{Deserialize, Serialize};
 
+use super::reap;
 use super::request::{self, Context, Event};
 use super::snapshot::SubtreeSnapshot;
-use super::{Batch, ClientRequest, Command, Outcome, Reply, SharedRequest};
+use super::{Batch, ClientRequest, Command, Outcome, Policy, Reply, SharedRequest};
 use crate::tree::{Acl, Times, Tree, Znode, split_path};
 
 /// Sessions by identifier.
@@ -40,6 +41,8 @@ pub struct State {
     pub cursors: OrdMap<u8, (u32, u64)>,
     /// The federation's part.
     pub federation: Federation,
+    /// How requests are judged.
+    pub policy: Policy,
 }
 
 /// The place of a request in an order: the same in every region.
@@ -150,6 +153,7 @@ impl State {
             sessions: Sessions::default(),
             cursors: OrdMap::new(),
             federation: Federation { region, ..Federation::default() },
+            policy: Policy::default(),
         }
     }
 
@@ -258,6 +262,8 @@ impl Apply<'_, '_> {
                 }
             }
             Command::FormMesh { mesh } => self.form_mesh(mesh),
+            Command::Reap { paths, never_used_ms } => self.reap(&paths, never_used_ms),
+            Command::SetPolicy(policy) => self.state.policy = policy,
             Command::Bridge(command) => {
                 let time_ms = self.state.time_ms;
                 let (outcome, deliveries) = self.state.federation.apply(command, time_ms);
@@ -350,6 +356,9 @@ impl Apply<'_, '_> {
             // Servers check before they propose; this is a request from a newer build.
             return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
         };
+        if let Err(outcome) = self.state.policy.admits(&decoded) {
+            return self.answer(request.caller, outcome);
+        }
         match route(&self.state.mesh, &decoded) {
             Err(error) => self.answer(request.caller, Outcome::error(error)),
             Ok(None) => self.apply_local(request, &decoded),
@@ -448,6 +457,16 @@ impl Apply<'_, '_> {
                 self.on_tree(|tree, events| {
                     let concerns = |subtree| mesh.orderer_of(subtree) == Some(orderer);
                     request::remove_ephemerals(tree, session, zxid, concerns, events);
+                });
+                Outcome::ok(Reply::Empty)
+            }
+            Ok(SharedRequest::Reap { paths, never_used_ms }) => {
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| {
+                    let here = |path: &&str| mesh.orderer_of(mesh.subtree_of(path)) == Some(orderer);
+                    for path in paths.into_iter().filter(here) {
+                        reap::reap(tree, path, zxid, time_ms, never_used_ms, events);
+                    }
                 });
                 Outcome::ok(Reply::Empty)
             }
@@ -551,6 +570,29 @@ impl Apply<'_, '_> {
         }
         let asked_for = asked_by.is_some();
         self.effects.closed.push(ClosedSession { session, owner: closed.owner, asked_for });
+    }
+
+    /// Deletes what is due here, and lets the orderers of the others judge.
+    fn reap(&mut self, paths: &[Box<str>], never_used_ms: i64) {
+        let mut elsewhere = std::collections::BTreeMap::<Orderer, Vec<&str>>::new();
+        for path in paths {
+            if let Some(orderer) = self.state.orderer_of(path) {
+                elsewhere.entry(orderer).or_default().push(path);
+                continue;
+            }
+            let (zxid, time_ms) = (self.state.next_zxid(), self.state.time_ms);
+            self.on_tree(|tree, events| reap::reap(tree, path, zxid, time_ms, never_used_ms, events));
+        }
+        for (orderer, paths) in elsewhere {
+            // The leader of a subtree's home sees to it by itself.
+            if matches!(orderer, Orderer::Home(_)) && !self.state.federation.orders_here(orderer) {
+                continue;
+            }
+            if let Ok(bytes) = codec::encode(&SharedRequest::Reap { paths, never_used_ms }) {
+                // Nobody waits for it; what is lost is proposed again.
+                let _ = self.send(orderer, Caller::default(), bytes.into());
+            }
+        }
     }
 
     fn form_mesh(&mut self, mesh: Mesh) {
