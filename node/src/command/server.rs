@@ -145,7 +145,8 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     options.connections_per_address_max = config.client.connections_per_address_max;
     options.words = words.iter().cloned().collect();
     options.reaping = config.client.containers.reaping();
-    options.policy = Policy { extended_types: config.client.extended_types };
+    let (extended_types, enforce_quota) = (config.client.extended_types, config.client.enforce_quota);
+    options.policy = Policy { extended_types, enforce_quota };
     Ok(options)
 }
 

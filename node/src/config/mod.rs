@@ -83,6 +83,8 @@ pub struct ClientConfig {
     pub four_letter_words: Vec<String>,
     /// Whether znodes may have a time to live (`extendedTypesEnabled`). The leader's value counts.
     pub extended_types: bool,
+    /// Whether hard limits of quotas refuse writes (`enforceQuota`). The leader's value counts.
+    pub enforce_quota: bool,
     /// Containers and znodes with a time to live.
     pub containers: ContainersConfig,
 }
@@ -127,6 +129,7 @@ impl Default for ClientConfig {
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             four_letter_words: vec!["*".into()],
             extended_types: true,
+            enforce_quota: false,
             containers: ContainersConfig::default(),
         }
     }

@@ -9,8 +9,10 @@
 //! ([`crate::txn`]).
 
 mod lifetime;
+mod quota;
 
 pub use lifetime::{Lifetime, TTL_MS_MAX};
+pub use quota::{Limits, Usage};
 
 use std::sync::Arc;
 
@@ -33,6 +35,8 @@ pub struct Tree {
     ephemerals: OrdMap<i64, OrdSet<Arc<str>>>,
     /// Paths of containers and of znodes with a time to live.
     mortal: OrdSet<Arc<str>>,
+    /// What is used of each quota, by its path.
+    quotas: OrdMap<Arc<str>, Usage>,
     digests: OrdMap<SubtreeId, u128>,
     data_bytes: u64,
 }
@@ -218,7 +222,7 @@ impl Tree {
     }
 
     /// Puts a znode at a path and into its parent's list of children, without touching the parent's
-    /// stat: for the roots of subtrees and for loading a snapshot.
+    /// stat: for the roots of subtrees and for loading a snapshot. Quotas are to be counted anew then.
     pub fn put(&mut self, path: Arc<str>, znode: Znode) {
         if let Some((parent, name)) = split_path(&path)
             && let Some(parent) = self.znodes.get_mut(parent)
@@ -240,12 +244,18 @@ impl Tree {
             });
         }
         self.account(&path, &znode, true);
-        self.znodes.insert(path, Arc::new(znode));
+        let bytes = znode.data_len() as i64;
+        self.znodes.insert(path.clone(), Arc::new(znode));
+        self.charge(&path, 1, bytes);
+        self.note_quota(&path, true);
     }
 
     /// Deletes a znode without children.
     pub fn delete(&mut self, path: &str, zxid: i64) {
+        let bytes = self.get(path).map_or(0, |znode| znode.data_len() as i64);
+        self.charge(path, -1, -bytes);
         self.remove(path);
+        self.note_quota(path, false);
         if let Some((parent, name)) = split_path(path) {
             self.change(parent, |parent| {
                 parent.children.remove(name);
@@ -261,9 +271,13 @@ impl Tree {
         let (before, bytes_before) = (znode.hash(path), znode.data_len());
         change(znode);
         let delta = znode.hash(path).wrapping_sub(before);
-        self.data_bytes = self.data_bytes - bytes_before + znode.data_len();
+        let bytes_after = znode.data_len();
+        self.data_bytes = self.data_bytes - bytes_before + bytes_after;
         let digest = self.digests.entry(znode.subtree).or_insert(0);
         *digest = digest.wrapping_add(delta);
+        if bytes_after != bytes_before {
+            self.charge(path, 0, bytes_after as i64 - bytes_before as i64);
+        }
     }
 
     /// Removes everything that belongs to a subtree, its root included, without touching the parent's
@@ -326,7 +340,7 @@ mod tests {
 
     use super::*;
 
-    fn znode(owner: i64, data: &str, zxid: i64) -> Znode {
+    pub(super) fn znode(owner: i64, data: &str, zxid: i64) -> Znode {
         Znode {
             subtree: 0,
             data: Some(Bytes::copy_from_slice(data.as_bytes())),
@@ -337,7 +351,7 @@ mod tests {
         }
     }
 
-    fn rooted() -> Tree {
+    pub(super) fn rooted() -> Tree {
         let mut tree = Tree::default();
         tree.put("/".into(), znode(0, "", 0));
         tree

@@ -116,11 +116,13 @@ pub enum Command<'a> {
 pub struct Policy {
     /// Whether znodes may have a time to live (`extendedTypesEnabled`).
     pub extended_types: bool,
+    /// Whether hard limits of quotas refuse writes (`enforceQuota`).
+    pub enforce_quota: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { extended_types: true }
+        Self { extended_types: true, enforce_quota: false }
     }
 }
 

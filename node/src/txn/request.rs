@@ -24,6 +24,9 @@ pub struct Context<'a> {
     pub session: i64,
     /// Encoded identities of the client.
     pub identities: &'a [u8],
+    /// Whether a hard limit of a quota refuses writes. Quotas are the region's own: where several regions must
+    /// come to the same result, the one that asks has judged before.
+    pub enforce_quota: bool,
 }
 
 /// A change that watches may wait for. Its zxid is the region's, set by the caller.
@@ -185,6 +188,9 @@ fn create_znode(
     if matches!(parent.lifetime(), Lifetime::Ephemeral(_)) {
         return Err(ErrorCode::NoChildrenForEphemerals);
     }
+    if context.enforce_quota {
+        within_quota(tree, &path, 1, length(create.data))?;
+    }
     // Most znodes have their parent's ACL: one copy serves them all.
     let acl: Arc<[Acl]> = if *parent.acl == *resolved { parent.acl.clone() } else { resolved };
     let znode = Znode {
@@ -228,10 +234,8 @@ fn delete_znode(
     events: &mut Vec<Event>,
 ) -> Result<MultiResult, ErrorCode> {
     let (parent_path, _) = split_path(path).ok_or(ErrorCode::BadArguments)?;
-    let fixed = path == "/zookeeper"
-        || path.starts_with("/zookeeper/")
-        || context.mesh.subtrees().any(|(_, subtree)| subtree.path == path);
-    if fixed {
+    let fixed = matches!(path, "/zookeeper" | "/zookeeper/config" | "/zookeeper/quota");
+    if fixed || context.mesh.subtrees().any(|(_, subtree)| subtree.path == path) {
         return Err(ErrorCode::BadArguments);
     }
     let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
@@ -284,6 +288,9 @@ fn set_data(
     permit(context, znode, perms::WRITE)?;
     expect_version(version, znode.times.version)?;
     let mut stat = znode.stat();
+    if context.enforce_quota {
+        within_quota(tree, path, 0, length(data) - length(znode.data.as_deref()))?;
+    }
     tree.change(path, |znode| {
         znode.data = data.map(Bytes::copy_from_slice);
         // A version of -1 would read as "any": it is skipped, as in ZooKeeper.
@@ -318,6 +325,54 @@ fn set_acl(
         stat = znode.stat();
     });
     Ok(MultiResult::Set(stat))
+}
+
+/// Whether a write that other regions order would exceed a quota of this one.
+pub(super) fn exceeds_quota(tree: &Tree, request: &Request<'_>) -> Option<Outcome> {
+    let exceeds = |request: &Request<'_>| match request {
+        Request::Create(create)
+        | Request::Create2(create)
+        | Request::CreateContainer(create)
+        | Request::CreateTtl { create, .. } => {
+            within_quota(tree, create.path, 1, length(create.data)).is_err()
+        }
+        Request::SetData { path, data, .. } => tree.get(path).is_some_and(|znode| {
+            within_quota(tree, path, 0, length(*data) - length(znode.data.as_deref())).is_err()
+        }),
+        _ => false,
+    };
+    match request {
+        Request::Multi(operations) => operations.iter().position(exceeds).map(|index| {
+            Outcome::ok(Reply::Multi(failed_multi(operations.len(), index, ErrorCode::QuotaExceeded)))
+        }),
+        other => exceeds(other).then(|| Outcome::error(ErrorCode::QuotaExceeded)),
+    }
+}
+
+/// Where there is a hard limit it counts, else the soft one, which only warns.
+fn within_quota(tree: &Tree, path: &str, count: i64, bytes: i64) -> Result<(), ErrorCode> {
+    let Some((quota, usage)) = tree.quota_of(path) else { return Ok(()) };
+    let limits = tree.quota_limits(quota);
+    for (what, used, more, hard, soft) in [
+        ("count", usage.count, count, limits.count_hard, limits.count),
+        ("bytes", usage.bytes, bytes, limits.bytes_hard, limits.bytes),
+    ] {
+        if more == 0 {
+            continue;
+        }
+        match (hard, soft) {
+            (Some(hard), _) if used + more > hard => return Err(ErrorCode::QuotaExceeded),
+            (None, Some(soft)) if used <= soft && used + more > soft => {
+                tracing::warn!(%quota, what, limit = soft, used = used + more, "quota exceeded");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn length(data: Option<&[u8]>) -> i64 {
+    data.map_or(0, |data| i64::try_from(data.len()).unwrap_or(i64::MAX))
 }
 
 fn readable<'t>(tree: &'t Tree, path: &str) -> Result<&'t Arc<Znode>, ErrorCode> {

@@ -179,6 +179,8 @@ impl SubtreeSnapshot {
             tree.remove_subtree(*subtree);
         }
         plant(tree, self.znodes.clone());
+        tree.recount_quotas();
+        tree.write_quota_stats();
         let mut paths: Vec<&Arc<str>> =
             before.iter().filter(|(_, z)| replaced.contains(&z.subtree)).map(|(p, _)| p).collect();
         paths.extend(self.znodes.keys().filter(|p| before.get(p).is_none()));
@@ -366,6 +368,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
+                state.tree.recount_quotas();
                 return if whole {
                     Ok(state)
                 } else {

@@ -368,8 +368,14 @@ impl Apply<'_, '_> {
 
     fn apply_local(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
         let (mesh, zxid, time_ms) = (self.state.mesh.clone(), self.state.zxid, self.state.time_ms);
-        let context =
-            Context { mesh: &mesh, zxid, time_ms, session: request.session, identities: request.identities };
+        let context = Context {
+            mesh: &mesh,
+            zxid,
+            time_ms,
+            session: request.session,
+            identities: request.identities,
+            enforce_quota: self.state.policy.enforce_quota,
+        };
         let outcome = self.on_tree(|tree, events| request::apply(tree, &context, decoded, events));
         self.answer(request.caller, outcome);
     }
@@ -385,6 +391,11 @@ impl Apply<'_, '_> {
     }
 
     fn apply_shared(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>, orderer: Orderer) {
+        if self.state.policy.enforce_quota
+            && let Some(refusal) = request::exceeds_quota(&self.state.tree, decoded)
+        {
+            return self.answer(request.caller, refusal);
+        }
         let lease_epoch =
             self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
         let mut may_own = false;
@@ -479,7 +490,8 @@ impl Apply<'_, '_> {
             }
             Ok(SharedRequest::Client { session, identities, op, body, .. }) => {
                 let mesh = self.state.mesh.clone();
-                let context = Context { mesh: &mesh, zxid, time_ms, session, identities };
+                let enforce_quota = false;
+                let context = Context { mesh: &mesh, zxid, time_ms, session, identities, enforce_quota };
                 let decoded = OpCode::try_from(op).and_then(|op| Request::decode(op, body));
                 match decoded {
                     Ok(decoded) => {
@@ -607,6 +619,8 @@ impl Apply<'_, '_> {
             self.put_ancestors(&subtree.path);
             self.state.tree.put(subtree.path.as_str().into(), bare_znode(id));
         }
+        self.state.tree.recount_quotas();
+        self.state.tree.write_quota_stats();
         self.state.mesh = Arc::new(mesh);
     }
 

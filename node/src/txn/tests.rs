@@ -597,7 +597,7 @@ fn a_bad_time_to_live_is_refused_and_the_policy_may_forbid_all() {
     a.create_as("/plain", CreateMode::Persistent, Some(-1));
     a.create("/container", CreateMode::Container as i32);
     assert_eq!(a.errors(), [ErrorCode::Ok; 3]);
-    a.apply(&Command::SetPolicy(Policy { extended_types: false }));
+    a.apply(&Command::SetPolicy(Policy { extended_types: false, ..Policy::default() }));
     let create = Create { path: "/y", data: None, acl: vec![Acl::OPEN], flags: 5 };
     let timed = Request::CreateTtl { create, ttl_ms: 9 };
     a.send(&timed);
@@ -624,4 +624,81 @@ fn sequences_count_creations_alone() {
     a.create("/p/n-", SEQUENTIAL);
     assert!(a.has("/p/n-0000000003"));
     assert_eq!(a.state.tree.get("/p").unwrap().stat().cversion, 7, "a stat counts deletions too");
+}
+
+impl Region {
+    fn set_quota(&mut self, path: &str, limits: &str) {
+        self.create(&format!("/zookeeper/quota{path}"), 0);
+        for (name, data) in [("zookeeper_limits", limits), ("zookeeper_stats", "count=-1,bytes=-1")] {
+            let path = format!("/zookeeper/quota{path}/{name}");
+            let (data, acl) = (Some(data.as_bytes()), vec![Acl::OPEN]);
+            self.send(&Request::Create(Create { path: &path, data, acl, flags: 0 }));
+        }
+    }
+
+    fn quota_stats(&self, path: &str) -> String {
+        let znode = self.state.tree.get(&format!("/zookeeper/quota{path}/zookeeper_stats")).unwrap();
+        String::from_utf8_lossy(znode.data.as_deref().unwrap()).into_owned()
+    }
+
+    fn set(&mut self, path: &str, data: &[u8]) {
+        self.send(&Request::SetData { path, data: Some(data), version: -1 });
+    }
+}
+
+#[test]
+fn quotas_are_counted_and_their_hard_limits_kept_if_enforced() {
+    let mut a = Region::new(1);
+    a.create("/q", 0);
+    a.set_quota("/q", "count=-1,bytes=-1;byteHardLimit=8;countHardLimit=3");
+    a.create("/q/1", 0);
+    a.set("/q/1", b"1234567");
+    a.create("/q/2", 0);
+    a.create("/q/3", 0);
+    assert!(a.errors().iter().all(|error| *error == ErrorCode::Ok), "not enforced");
+    assert_eq!(a.quota_stats("/q"), "count=4,bytes=10");
+    a.apply(&Command::SetPolicy(Policy { enforce_quota: true, ..Policy::default() }));
+    a.create("/q/4", 0);
+    a.set("/q/1", b"12345678");
+    a.set("/q/1", b"123456");
+    assert_eq!(a.errors(), [ErrorCode::QuotaExceeded, ErrorCode::QuotaExceeded, ErrorCode::QuotaExceeded]);
+    a.set("/q/1", b"");
+    a.set("/q/2", b"22");
+    a.send(&Request::Delete { path: "/q/3", version: -1 });
+    a.send(&Request::Delete { path: "/q/2", version: -1 });
+    a.create("/elsewhere", 0);
+    assert_eq!(a.errors(), [ErrorCode::Ok; 5]);
+    let create = |path| Request::Create(Create { path, data: None, acl: vec![Acl::OPEN], flags: 0 });
+    a.send(&Request::Multi(vec![create("/q/5"), create("/q/6")]));
+    let failed = [MultiResult::Failed(ErrorCode::Ok), MultiResult::Failed(ErrorCode::QuotaExceeded)];
+    assert_eq!(a.answers()[0].outcome.reply, Reply::Multi(failed.into()));
+    assert_eq!(a.quota_stats("/q"), "count=2,bytes=1", "what is taken back does not count");
+    for end in ["/zookeeper_limits", "/zookeeper_stats", ""] {
+        a.send(&Request::Delete { path: &format!("/zookeeper/quota/q{end}"), version: -1 });
+    }
+    a.create("/q/7", 0);
+    a.create("/q/8", 0);
+    assert_eq!(a.errors(), [ErrorCode::Ok; 5], "a quota may be removed");
+}
+
+#[test]
+fn a_quota_of_a_shared_subtree_is_kept_by_the_region_that_asks() {
+    let [mut a, mut b, _] = regions();
+    a.set_quota("/global", "count=2,bytes=-1;countHardLimit=2");
+    a.apply(&Command::SetPolicy(Policy { enforce_quota: true, ..Policy::default() }));
+    let mut log = GlobalLog::default();
+    a.create("/global/1", 0);
+    log.agree(&a.forward().unwrap());
+    log.teach(&mut a);
+    log.teach(&mut b);
+    assert_eq!(a.quota_stats("/global"), "count=2,bytes=1");
+    a.answers();
+    a.create("/global/2", 0);
+    assert_eq!(a.errors(), [ErrorCode::QuotaExceeded]);
+    b.create("/global/2", 0);
+    log.agree(&b.forward().unwrap());
+    log.teach(&mut a);
+    log.teach(&mut b);
+    assert_eq!(a.quota_stats("/global"), "count=3,bytes=2", "others have quotas of their own");
+    assert_equal(&[a, b], 1);
 }
