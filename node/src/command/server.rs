@@ -120,8 +120,7 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
         region: mesh.and_then(|mesh| mesh.region_id(&config.region)).unwrap_or(1),
         region_name: config.region.clone(),
         server: u64::from(config.server),
-        voters: config.voters(),
-        observers: config.observers(),
+        members: config.members(),
         listen: config
             .servers
             .iter()

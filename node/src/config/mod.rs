@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::region::Timing;
+pub use crate::txn::ensemble::Role;
+use crate::txn::ensemble::{Member, Members};
 
 /// Prefix of the environment variables.
 const ENVIRONMENT_PREFIX: &str = "MERIDIAN_";
@@ -120,17 +122,12 @@ pub struct ServerEntry {
     /// Whether it votes.
     #[serde(default)]
     pub role: Role,
-}
-
-/// Whether a server votes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It votes and may lead.
-    #[default]
-    Voter,
-    /// It learns and serves clients; no write waits for it.
-    Observer,
+    /// Where clients reach it, for those who read it in `/zookeeper/config`: `host:port`.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// The election port that ZooKeeper's format has room for; nothing listens there.
+    #[serde(default)]
+    pub election_port: Option<u16>,
 }
 
 /// Files of this server's certificate.
@@ -355,11 +352,10 @@ impl ServerConfig {
                 return invalid("servers", format!("number {} is 0 or appears twice", entry.number));
             }
         }
-        if !matches!(self.voters().len(), 1 | 3 | 5 | 7) {
-            let reason = format!(
-                "{} voters: use 1, 3, 5 or 7; an even number adds cost and no safety",
-                self.voters().len()
-            );
+        let voters = self.servers.iter().filter(|s| s.role == Role::Voter).count();
+        if !matches!(voters, 1 | 3 | 5 | 7) {
+            let reason =
+                format!("{voters} voters: use 1, 3, 5 or 7; an even number adds cost and no safety");
             return invalid("servers", reason);
         }
         let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
@@ -398,19 +394,14 @@ impl ServerConfig {
         self.servers.iter().find(|s| s.number == self.server).map_or(Role::Observer, |s| s.role)
     }
 
-    /// Addresses of the voters by number.
-    pub fn voters(&self) -> BTreeMap<u64, String> {
-        self.addresses(Role::Voter)
-    }
-
-    /// Addresses of the observers by number.
-    pub fn observers(&self) -> BTreeMap<u64, String> {
-        self.addresses(Role::Observer)
-    }
-
-    fn addresses(&self, role: Role) -> BTreeMap<u64, String> {
-        let of_role = self.servers.iter().filter(|s| s.role == role);
-        of_role.map(|s| (u64::from(s.number), s.address.clone())).collect()
+    /// The servers of the region, as they are to be when it is formed.
+    pub fn members(&self) -> Members {
+        let member = |entry: &ServerEntry| {
+            let mut member = Member::new(entry.role, entry.address.clone(), entry.client.clone());
+            member.election_port = entry.election_port.unwrap_or(member.election_port);
+            (entry.number, member)
+        };
+        self.servers.iter().map(member).collect()
     }
 
     /// The timeouts within the region.

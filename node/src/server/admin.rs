@@ -195,7 +195,9 @@ fn monitor(service: &Service) -> Value {
 
 fn leader(service: &Service) -> Value {
     let leadership = *service.region.leadership().borrow();
-    let address = leadership.leader.and_then(|leader| service.region.config().address_of(leader));
+    let members = service.hub.view().state.ensemble.members.clone();
+    let leader = leadership.leader.and_then(|leader| members.get(&u8::try_from(leader).ok()?));
+    let address = leader.map(|member| member.address.as_str());
     json!({
         "is_leader": leadership.is_me,
         "leader_id": leadership.leader,

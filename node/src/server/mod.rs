@@ -58,6 +58,8 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// Client connections from one address; 0 for no such limit.
     pub connections_per_address_max: usize,
+    /// Whether clients may ask for other members (`reconfigEnabled`).
+    pub reconfig_enabled: bool,
 }
 
 /// A running region server.
@@ -83,6 +85,7 @@ impl ServerOptions {
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             connections_max: limits::CONNECTIONS_MAX,
             connections_per_address_max: limits::CONNECTIONS_PER_ADDRESS_MAX,
+            reconfig_enabled: false,
         }
     }
 

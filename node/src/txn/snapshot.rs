@@ -18,6 +18,7 @@ use meridian_wire::EventType;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::ensemble::Ensemble;
 use super::request::Event;
 use super::state::{Session, State};
 use crate::tree::{Acl, Times, Tree, Znode};
@@ -249,6 +250,7 @@ enum RegionRecord {
         znodes: u64,
         digests: Vec<(SubtreeId, u128)>,
     },
+    Ensemble(Ensemble),
 }
 
 /// Writes a region's whole state.
@@ -281,6 +283,7 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
         put(out, &RegionRecord::Znodes(batch))?;
     }
     write_federation(federation, out)?;
+    put(out, &RegionRecord::Ensemble(state.ensemble.clone()))?;
     let subtrees = std::iter::once(0).chain(state.mesh.subtrees().map(|(id, _)| id));
     put(
         out,
@@ -353,6 +356,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     loop {
         match take(input)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
+            RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
             RegionRecord::End { sessions, znodes, digests } => {
@@ -396,6 +400,7 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
             staging.pieces.push(piece);
         }
         RegionRecord::Header { .. }
+        | RegionRecord::Ensemble(_)
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
         | RegionRecord::End { .. } => {}

@@ -153,6 +153,8 @@ impl Layout {
                 number,
                 address: loopback(Ports::of(base, index, number).peer).to_string(),
                 role: role(number),
+                client: Some(loopback(Ports::of(base, index, number).client).to_string()),
+                election_port: None,
             })
             .collect();
         let mut servers = Vec::new();
