@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use meridian_node::region::{RegionConfig, Timing};
-use meridian_node::txn::ensemble::members_at;
 use meridian_node::server::{Server, ServerOptions};
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 
 #[tokio::main]

@@ -17,8 +17,8 @@ use meridian_node::log::LogOptions;
 use meridian_node::mesh_server::{MeshPart, MeshServer};
 use meridian_node::peer_tls::PeerIdentity;
 use meridian_node::region::{RegionConfig, Storage, Timing, View};
-use meridian_node::txn::ensemble::members_at;
 use meridian_node::server::ServerOptions;
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 use meridian_seam::background::{Background, LogWriter, Work};
 use meridian_seam::disk::Disk;
@@ -107,6 +107,7 @@ impl Layout {
             },
             // Small, so that segments end, logs are purged and snapshots are sent within a run.
             storage: Storage {
+                log_dir: None,
                 log: LogOptions { segment_bytes: 256 << 10, ..LogOptions::default() },
                 log_bounds: LogBounds { bytes_per_snapshot: 128 << 10, bytes_kept: 32 << 10 },
                 entries_per_snapshot: 500,

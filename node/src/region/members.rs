@@ -101,8 +101,9 @@ impl Directory {
         let view = self.view.load();
         let announced = self.announced.lock().get(&server).map(|a| a.address.clone());
         let mut addresses = Vec::new();
-        for address in
-            [agreed(view.state.ensemble.target()), announced, agreed(&self.config.members)].into_iter().flatten()
+        for address in [agreed(view.state.ensemble.target()), announced, agreed(&self.config.members)]
+            .into_iter()
+            .flatten()
         {
             if !addresses.contains(&address) {
                 addresses.push(address);
@@ -262,7 +263,8 @@ impl Membership {
 
     async fn ask_others(&self) -> Vec<Standing> {
         let asking = self.directory.others().into_iter().map(|server| async move {
-            let answer = tokio::time::timeout(CARE_INTERVAL, self.peers.standing_of(server)).await.ok()?.ok()?;
+            let answer =
+                tokio::time::timeout(CARE_INTERVAL, self.peers.standing_of(server)).await.ok()?.ok()?;
             codec::decode(&answer).ok()
         });
         futures::future::join_all(asking).await.into_iter().flatten().collect()
@@ -272,14 +274,14 @@ impl Membership {
     /// election tells who leads.
     async fn form(&self) {
         let voters = self.config.members.iter().filter(|(_, member)| member.role == Role::Voter);
-        let members: BTreeMap<u64, BasicNode> = voters
-            .map(|(number, member)| (u64::from(*number), BasicNode::new(&member.address)))
-            .collect();
+        let members: BTreeMap<u64, BasicNode> =
+            voters.map(|(number, member)| (u64::from(*number), BasicNode::new(&member.address))).collect();
         self.admitted.store(true, Ordering::Release);
         match self.raft.initialize(members).await {
             // The second: another voter was quicker and its entries have already arrived.
             Ok(())
-            | Err(openraft::errors::RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => {}
+            | Err(openraft::errors::RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => {
+            }
             Err(error) => tracing::error!(%error, "the group was not formed"),
         }
     }
@@ -387,7 +389,9 @@ impl Membership {
     async fn care_for_members(&self, leading: &mut Leading) -> io::Result<()> {
         let ensemble = self.directory.view.load().state.ensemble.clone();
         if ensemble.members.is_empty() {
-            return self.propose(&Command::FormEnsemble { members: Members::clone(&self.config.members) }).await;
+            return self
+                .propose(&Command::FormEnsemble { members: Members::clone(&self.config.members) })
+                .await;
         }
         let group = {
             let metrics = self.raft.metrics();
@@ -436,7 +440,10 @@ impl Membership {
 
     /// Takes a server that lost what it had out of the group, so that nothing is counted on it.
     async fn take_out(&self, server: u64, group: &Group) -> io::Result<()> {
-        tracing::info!(server, "a server has an empty disk: it is taken out of the group until it is up to date");
+        tracing::info!(
+            server,
+            "a server has an empty disk: it is taken out of the group until it is up to date"
+        );
         let servers = BTreeSet::from([server]);
         if group.voters.contains(&server) {
             self.change(ChangeMembers::RemoveVoters(servers), false).await
@@ -468,7 +475,9 @@ impl Membership {
         let own = self.config.server;
         let ready: BTreeSet<u64> = voters
             .iter()
-            .filter(|server| **server == own || group.voters.contains(server) || group.is_up_to_date(**server))
+            .filter(|server| {
+                **server == own || group.voters.contains(server) || group.is_up_to_date(**server)
+            })
             .copied()
             .collect();
         let behind: BTreeSet<u64> = voters.difference(&ready).copied().collect();
@@ -480,14 +489,22 @@ impl Membership {
             (false, true) if leading.gets_on(&behind, group) => return Ok(()),
             (false, true) if 2 * ready.len() > voters.len() => voters,
             (false, true) => {
-                tracing::warn!(?behind, "the members stay as they are: too many of the new voters are not up to date");
+                tracing::warn!(
+                    ?behind,
+                    "the members stay as they are: too many of the new voters are not up to date"
+                );
                 return self.end_change(ensemble, ErrorCode::NewConfigNoQuorum).await;
             }
         };
         let heir = voters.iter().filter(|server| **server != own && group.voters.contains(server));
         if let (false, Some(heir)) = (voters.contains(&own), heir.max_by_key(|id| group.matched.get(id))) {
             tracing::info!(heir, "this server is to vote no longer: another takes the lead");
-            return self.raft.trigger().transfer_leader(*heir).await.map_err(|e| io::Error::other(e.to_string()));
+            return self
+                .raft
+                .trigger()
+                .transfer_leader(*heir)
+                .await
+                .map_err(|e| io::Error::other(e.to_string()));
         }
         tracing::info!(from = ?group.voters, to = ?voters, "voters change");
         self.change(ChangeMembers::ReplaceAllVoters(voters), true).await

@@ -37,8 +37,8 @@ use tokio::task::JoinSet;
 
 use crate::log::{Log, LogHandle, LogOptions};
 use crate::snapshot::SnapshotStore;
-use crate::txn::{Caller, Command, Effects, Me, State};
 use crate::txn::ensemble::{Members, Role};
+use crate::txn::{Caller, Command, Effects, Me, State};
 use machine::Machine;
 use members::{Directory, Membership};
 use peers::Peers;
@@ -85,6 +85,8 @@ pub struct Timing {
 pub struct Storage {
     /// The write-ahead log.
     pub log: LogOptions,
+    /// Where the log lives, if not in the data directory.
+    pub log_dir: Option<PathBuf>,
     /// Bounds the memory that the log takes, and the time of a restart.
     pub log_bounds: LogBounds,
     /// Entries (batches) after which a snapshot is taken, however small they are.
@@ -95,6 +97,7 @@ impl Default for Storage {
     fn default() -> Self {
         Self {
             log: LogOptions::default(),
+            log_dir: None,
             log_bounds: LogBounds { bytes_per_snapshot: 128 << 20, bytes_kept: 64 << 20 },
             entries_per_snapshot: 100_000,
         }
@@ -173,6 +176,10 @@ pub struct Region {
 }
 
 impl RegionConfig {
+    fn log_dir(&self) -> PathBuf {
+        self.storage.log_dir.clone().unwrap_or_else(|| self.data_dir.join("log"))
+    }
+
     fn voter_numbers(&self) -> BTreeSet<u64> {
         let voters = self.members.iter().filter(|(_, member)| member.role == Role::Voter);
         voters.map(|(number, _)| u64::from(*number)).collect()
@@ -225,9 +232,8 @@ impl Region {
         let disk = environment.disk.clone();
         let listener = net::listen(&*environment.net, &config.listen).await;
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
-        let (log, recovered) =
-            Log::open(disk.clone(), &config.data_dir.join("log"), config.storage.log.clone())
-                .map_err(io::Error::other)?;
+        let (log, recovered) = Log::open(disk.clone(), &config.log_dir(), config.storage.log.clone())
+            .map_err(io::Error::other)?;
         claim(&*disk, &config)?;
         let store = Store::new(LogHandle::spawn(log, &*environment.background)?, recovered)?;
         let snapshots = SnapshotStore::open(disk.clone(), &config.data_dir.join("snapshots"))
@@ -273,7 +279,14 @@ impl Region {
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
         tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
-        tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), membership.clone(), sink));
+        tasks.spawn(peers::serve_peers(
+            peers.clone(),
+            listener,
+            raft.clone(),
+            proposer.clone(),
+            membership.clone(),
+            sink,
+        ));
         tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds));
         tasks.spawn(membership.clone().run());
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
@@ -438,7 +451,9 @@ impl Region {
                 let mine = ensemble.change.as_ref().is_some_and(|change| *change.members == members);
                 accepted |= mine;
                 if ensemble.last_failure != before.last_failure && !mine {
-                    return Err(io::Error::other("too few of the new voters are up to date; the members stay as they were"));
+                    return Err(io::Error::other(
+                        "too few of the new voters are up to date; the members stay as they were",
+                    ));
                 }
                 if ensemble.version > before.version || (accepted && !mine) {
                     return Err(io::Error::other("another change of members came first"));
@@ -447,7 +462,9 @@ impl Region {
             }
         };
         let waited = tokio::time::timeout(CHANGE_TIMEOUT, waiting).await;
-        waited.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the change is still being carried out")))
+        waited.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the change is still being carried out"))
+        })
     }
 
     /// Waits until the region has agreed on its first members.
@@ -488,7 +505,10 @@ impl Region {
 }
 
 fn no_leader() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "the region has no leader; see whether a majority of its voters runs")
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the region has no leader; see whether a majority of its voters runs",
+    )
 }
 
 /// How long a voter that is asked to lead may take.

@@ -73,7 +73,13 @@ impl Peers {
 
     /// A link to a server, with a connection of its own.
     pub(super) fn link(&self, server: u64) -> PeerLink {
-        PeerLink { peers: self.clone(), server, fallback: None, attempts: Arc::default(), slot: Arc::default() }
+        PeerLink {
+            peers: self.clone(),
+            server,
+            fallback: None,
+            attempts: Arc::default(),
+            slot: Arc::default(),
+        }
     }
 
     /// Asks a server whether the group exists.

@@ -184,9 +184,9 @@ fn parse<T: FromStr>(text: &str, reason: impl FnOnce() -> String) -> Result<T, R
 fn parse_members<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Members, ReconfigError> {
     let mut members = Members::new();
     for line in lines {
-        let (name, member) = line
-            .split_once('=')
-            .ok_or_else(|| ReconfigError::BadArguments(format!("'{line}' is not server.N=host:port:port;port")))?;
+        let (name, member) = line.split_once('=').ok_or_else(|| {
+            ReconfigError::BadArguments(format!("'{line}' is not server.N=host:port:port;port"))
+        })?;
         let number = name.trim().rsplit('.').next().unwrap_or_default();
         let number: u8 = parse(number, || format!("'{name}' names no server from 1 to 255"))?;
         let member: Member = member.parse().map_err(ReconfigError::BadArguments)?;
@@ -303,7 +303,18 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_refused() {
-        for bad in ["", "h", "h:1", "h:1:x", ":1:2", "h:1:2;x", "h:1:2:boss;3", "a:b:1:2;3", "h:99999:1;2", "h:1:2;:3"] {
+        for bad in [
+            "",
+            "h",
+            "h:1",
+            "h:1:x",
+            ":1:2",
+            "h:1:2;x",
+            "h:1:2:boss;3",
+            "a:b:1:2;3",
+            "h:99999:1;2",
+            "h:1:2;:3",
+        ] {
             assert!(bad.parse::<Member>().is_err(), "{bad}");
         }
         for bad in ["server.1", "server.0=h:1:2;3", "server.300=h:1:2;3", "server.1=h:1:2"] {
@@ -316,14 +327,17 @@ mod tests {
     #[test]
     fn servers_are_added_changed_and_removed() {
         let before = ensemble("server.1=h1:1:2;3,server.2=h2:1:2;3,server.3=h3:1:2;3");
-        let plan = |joining, leaving| {
-            before.plan(&Request { joining, leaving, new_members: None, version: -1 })
-        };
-        assert_eq!(plan(Some("server.4=h4:1:2;3"), Some("1")).unwrap().keys().collect::<Vec<_>>(), [&2, &3, &4]);
+        let plan =
+            |joining, leaving| before.plan(&Request { joining, leaving, new_members: None, version: -1 });
+        assert_eq!(
+            plan(Some("server.4=h4:1:2;3"), Some("1")).unwrap().keys().collect::<Vec<_>>(),
+            [&2, &3, &4]
+        );
         assert_eq!(plan(Some("2=h2:1:2:observer;3"), None).unwrap()[&2].role, Role::Observer);
         assert!(plan(Some("server.4=h1:1:2;3"), None).is_err(), "an address of another");
         assert!(plan(None, Some("1,2,3")).is_err(), "nobody left");
-        let all = Request { new_members: Some("server.9=h9:1:2;3"), version: 0x1_0000_0000, ..Request::default() };
+        let all =
+            Request { new_members: Some("server.9=h9:1:2;3"), version: 0x1_0000_0000, ..Request::default() };
         assert_eq!(before.plan(&all).unwrap().len(), 1);
         let stale = Request { version: 7, ..all };
         assert_eq!(before.plan(&stale).unwrap_err(), ReconfigError::Version(0x1_0000_0000));

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use meridian_node::region::{RegionConfig, Timing};
-use meridian_node::txn::ensemble::members_at;
 use meridian_node::server::{Server, ServerOptions};
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 use tempfile::TempDir;
 
