@@ -20,6 +20,7 @@ use crate::mesh_server::{MeshPart, MeshServer};
 use crate::peer_tls::PeerIdentity;
 use crate::region::{PeerTls, RegionConfig};
 use crate::server::{Server, ServerOptions};
+use crate::txn::Policy;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -154,6 +155,9 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     options.frame_bytes_max = config.client.frame_bytes_max;
     options.connections_per_address_max = config.client.connections_per_address_max;
     options.words = words.iter().cloned().collect();
+    options.reaping = config.client.containers.reaping();
+    let (extended_types, enforce_quota) = (config.client.extended_types, config.client.enforce_quota);
+    options.policy = Policy { extended_types, enforce_quota };
     Ok(options)
 }
 

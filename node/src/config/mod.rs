@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::region::{Storage, Timing};
+use crate::server::Reaping;
 pub use crate::txn::ensemble::Role;
 use crate::txn::ensemble::{Member, Members};
 
@@ -97,6 +98,42 @@ pub struct ClientConfig {
     pub four_letter_words: Vec<String>,
     /// Whether clients that may write `/zookeeper/config` can change the members.
     pub reconfig: bool,
+    /// Whether znodes may have a time to live (`extendedTypesEnabled`). The leader's value counts.
+    pub extended_types: bool,
+    /// Whether hard limits of quotas refuse writes (`enforceQuota`). The leader's value counts.
+    pub enforce_quota: bool,
+    /// Containers and znodes with a time to live.
+    pub containers: ContainersConfig,
+}
+
+/// How containers and znodes with a time to live are deleted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContainersConfig {
+    /// How often the leader looks for them (`znode.container.checkIntervalMs`).
+    pub check_interval_ms: u64,
+    /// How many it deletes at most (`znode.container.maxPerMinute`).
+    pub per_minute_max: u32,
+    /// How long a container stays that never had children; 0 is for ever (`znode.container.maxNeverUsedIntervalMs`).
+    pub never_used_ms: u64,
+}
+
+impl Default for ContainersConfig {
+    fn default() -> Self {
+        let Reaping { interval, per_minute_max, never_used } = Reaping::default();
+        Self { check_interval_ms: millis(interval), per_minute_max, never_used_ms: millis(never_used) }
+    }
+}
+
+impl ContainersConfig {
+    /// The same for the server.
+    pub fn reaping(&self) -> Reaping {
+        Reaping {
+            interval: Duration::from_millis(self.check_interval_ms),
+            per_minute_max: self.per_minute_max,
+            never_used: Duration::from_millis(self.never_used_ms),
+        }
+    }
 }
 
 impl Default for ClientConfig {
@@ -110,6 +147,9 @@ impl Default for ClientConfig {
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             four_letter_words: vec!["*".into()],
             reconfig: false,
+            extended_types: true,
+            enforce_quota: false,
+            containers: ContainersConfig::default(),
         }
     }
 }

@@ -139,7 +139,7 @@ pub(super) async fn run(
         let way = if leader == peers.config.server {
             Way::Here(proposer.clone())
         } else {
-            Way::There(links.entry(leader).or_insert_with(|| peers.link(leader)).clone())
+            Way::There(Box::new(links.entry(leader).or_insert_with(|| peers.link(leader)).clone()))
         };
         let outcome = tokio::select! {
             biased;
@@ -161,7 +161,7 @@ enum Way {
     /// This server leads.
     Here(Proposer),
     /// Another does.
-    There(PeerLink),
+    There(Box<PeerLink>),
 }
 
 impl Carrier<Bytes> for Way {

@@ -639,6 +639,8 @@ fn is_write(op: OpCode) -> bool {
         op,
         OpCode::Create
             | OpCode::Create2
+            | OpCode::CreateContainer
+            | OpCode::CreateTtl
             | OpCode::Delete
             | OpCode::SetData
             | OpCode::SetAcl

@@ -80,7 +80,7 @@ fn report(service: &Service) -> Value {
 async fn change_members(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let change: Change = match read(&headers, &body) {
         Ok(change) => change,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let version = match change.version.as_deref().map(|text| i64::from_str_radix(text, 16)) {
         None => -1,
@@ -114,7 +114,7 @@ async fn transfer_leadership(
 ) -> Response {
     let Transfer { server } = match read(&headers, &body) {
         Ok(transfer) => transfer,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     match service.region.transfer_leadership(server).await {
         Ok(()) => respond(StatusCode::OK, &report(&service)),
@@ -123,18 +123,17 @@ async fn transfer_leadership(
 }
 
 /// Reads JSON. It must say that it is JSON: a page in a browser can't send that without asking first.
-fn read<T: for<'a> Deserialize<'a>>(headers: &HeaderMap, body: &Bytes) -> Result<T, Response> {
+fn read<T: for<'a> Deserialize<'a>>(headers: &HeaderMap, body: &Bytes) -> Result<T, Box<Response>> {
     let is_json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())
         .is_some_and(|kind| kind.starts_with("application/json"));
     if !is_json {
-        return Err(refuse(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "send JSON with content-type: application/json",
-        ));
+        let advice = "send JSON with content-type: application/json";
+        return Err(Box::new(refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, advice)));
     }
-    serde_json::from_slice(body).map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))
+    serde_json::from_slice(body)
+        .map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, &error.to_string())))
 }
 
 fn refuse(status: StatusCode, reason: &str) -> Response {

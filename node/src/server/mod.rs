@@ -12,6 +12,7 @@ mod liveness;
 mod members;
 mod metrics;
 mod read;
+mod reaper;
 mod words;
 
 pub use admin::Routes;
@@ -19,6 +20,7 @@ pub use client::Client;
 pub use hub::Hub;
 pub use lease::LeaseGate;
 pub use metrics::{Latency, Metrics};
+pub use reaper::Reaping;
 pub use words::READ_ONLY_WORDS;
 
 use std::collections::{BTreeSet, HashMap};
@@ -34,6 +36,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::region::{Region, RegionConfig};
+use crate::txn::Policy;
 use connection::Service;
 
 /// What a region server is started with.
@@ -65,6 +68,10 @@ pub struct ServerOptions {
     pub connections_per_address_max: usize,
     /// Whether clients may ask for other members (`reconfigEnabled`).
     pub reconfig_enabled: bool,
+    /// How znodes that go by themselves are deleted.
+    pub reaping: Reaping,
+    /// What clients may ask for; the leader's counts.
+    pub policy: Policy,
 }
 
 /// A running region server.
@@ -93,6 +100,8 @@ impl ServerOptions {
             connections_max: limits::CONNECTIONS_MAX,
             connections_per_address_max: limits::CONNECTIONS_PER_ADDRESS_MAX,
             reconfig_enabled: false,
+            reaping: Reaping::default(),
+            policy: Policy::default(),
         }
     }
 
@@ -177,6 +186,7 @@ impl Server {
         tasks.spawn(liveness::sweep(service.clone()));
         tasks.spawn(liveness::report(service.clone()));
         tasks.spawn(liveness::watch_lease(service.clone()));
+        tasks.spawn(reaper::reap(service.clone()));
         tasks.spawn(accept_clients(service.clone(), listener));
         tracing::info!(
             region = %service.options.region.region_name,

@@ -12,6 +12,7 @@
 
 pub mod acl;
 pub mod ensemble;
+pub mod reap;
 pub mod request;
 pub mod snapshot;
 mod state;
@@ -118,6 +119,31 @@ pub enum Command<'a> {
         /// An [`ErrorCode`] if it came to nothing.
         error: i32,
     },
+    /// Deletes znodes that go by themselves, if they are due: see [`reap`].
+    Reap {
+        /// The paths.
+        paths: Vec<Box<str>>,
+        /// How long a container stays that never had children, in ms; 0 is for ever.
+        never_used_ms: i64,
+    },
+    /// What the leader's configuration says about clients' requests.
+    SetPolicy(Policy),
+}
+
+/// What the servers of a region must agree on to judge requests alike. The leader's configuration counts, as in
+/// ZooKeeper, where the leader judges all requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Whether znodes may have a time to live (`extendedTypesEnabled`).
+    pub extended_types: bool,
+    /// Whether hard limits of quotas refuse writes (`enforceQuota`).
+    pub enforce_quota: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { extended_types: true, enforce_quota: false }
+    }
 }
 
 /// A client's write, as it stands in the log.
@@ -164,6 +190,14 @@ pub enum SharedRequest<'a> {
     CloseSession {
         /// The session.
         session: i64,
+    },
+    /// Znodes that go by themselves are due.
+    Reap {
+        /// The paths.
+        #[serde(borrow)]
+        paths: Vec<&'a str>,
+        /// See [`Command::Reap`].
+        never_used_ms: i64,
     },
 }
 

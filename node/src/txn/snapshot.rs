@@ -18,6 +18,7 @@ use meridian_wire::EventType;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Policy;
 use super::ensemble::Ensemble;
 use super::request::Event;
 use super::state::{Session, State};
@@ -179,6 +180,8 @@ impl SubtreeSnapshot {
             tree.remove_subtree(*subtree);
         }
         plant(tree, self.znodes.clone());
+        tree.recount_quotas();
+        tree.write_quota_stats();
         let mut paths: Vec<&Arc<str>> =
             before.iter().filter(|(_, z)| replaced.contains(&z.subtree)).map(|(p, _)| p).collect();
         paths.extend(self.znodes.keys().filter(|p| before.get(p).is_none()));
@@ -251,6 +254,8 @@ enum RegionRecord {
         digests: Vec<(SubtreeId, u128)>,
     },
     Ensemble(Ensemble),
+    /// Missing in snapshots of earlier builds.
+    Policy(Policy),
 }
 
 /// Writes a region's whole state.
@@ -276,6 +281,7 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
             federation: Box::new(small),
         },
     )?;
+    put(out, &RegionRecord::Policy(state.policy))?;
     for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
         put(out, &RegionRecord::Sessions(batch))?;
     }
@@ -357,6 +363,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
         match take(input)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
             RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
+            RegionRecord::Policy(policy) => state.policy = policy,
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
             RegionRecord::End { sessions, znodes, digests } => {
@@ -365,6 +372,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
+                state.tree.recount_quotas();
                 return if whole {
                     Ok(state)
                 } else {
@@ -403,6 +411,7 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
         | RegionRecord::Ensemble(_)
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
+        | RegionRecord::Policy(_)
         | RegionRecord::End { .. } => {}
     }
 }

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::acl::permits;
 use super::ensemble::{self, CONFIG_PATH, Change, Ensemble};
+use super::reap;
 use super::request::{self, Context, Event};
 use super::snapshot::SubtreeSnapshot;
-use super::{Batch, ClientRequest, Command, Outcome, Reply, SharedRequest};
+use super::{Batch, ClientRequest, Command, Outcome, Policy, Reply, SharedRequest};
 use crate::tree::{Acl, Times, Tree, Znode, split_path};
 
 /// Sessions by identifier.
@@ -44,6 +45,8 @@ pub struct State {
     pub federation: Federation,
     /// The region's members.
     pub ensemble: Ensemble,
+    /// How requests are judged.
+    pub policy: Policy,
 }
 
 /// The place of a request in an order: the same in every region.
@@ -155,6 +158,7 @@ impl State {
             cursors: OrdMap::new(),
             federation: Federation { region, ..Federation::default() },
             ensemble: Ensemble::default(),
+            policy: Policy::default(),
         }
     }
 
@@ -263,6 +267,8 @@ impl Apply<'_, '_> {
                 }
             }
             Command::FormMesh { mesh } => self.form_mesh(mesh),
+            Command::Reap { paths, never_used_ms } => self.reap(&paths, never_used_ms),
+            Command::SetPolicy(policy) => self.state.policy = policy,
             Command::Bridge(command) => {
                 let time_ms = self.state.time_ms;
                 let (outcome, deliveries) = self.state.federation.apply(command, time_ms);
@@ -373,6 +379,9 @@ impl Apply<'_, '_> {
             let asked = ensemble::Request { joining, leaving, new_members, version: config_id };
             return self.change_members(request, &asked);
         }
+        if let Err(outcome) = self.state.policy.admits(&decoded) {
+            return self.answer(request.caller, outcome);
+        }
         match route(&self.state.mesh, &decoded) {
             Err(error) => self.answer(request.caller, Outcome::error(error)),
             Ok(None) => self.apply_local(request, &decoded),
@@ -437,8 +446,14 @@ impl Apply<'_, '_> {
 
     fn apply_local(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
         let (mesh, zxid, time_ms) = (self.state.mesh.clone(), self.state.zxid, self.state.time_ms);
-        let context =
-            Context { mesh: &mesh, zxid, time_ms, session: request.session, identities: request.identities };
+        let context = Context {
+            mesh: &mesh,
+            zxid,
+            time_ms,
+            session: request.session,
+            identities: request.identities,
+            enforce_quota: self.state.policy.enforce_quota,
+        };
         let outcome = self.on_tree(|tree, events| request::apply(tree, &context, decoded, events));
         self.answer(request.caller, outcome);
     }
@@ -454,6 +469,11 @@ impl Apply<'_, '_> {
     }
 
     fn apply_shared(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>, orderer: Orderer) {
+        if self.state.policy.enforce_quota
+            && let Some(refusal) = request::exceeds_quota(&self.state.tree, decoded)
+        {
+            return self.answer(request.caller, refusal);
+        }
         let lease_epoch =
             self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
         let mut may_own = false;
@@ -529,6 +549,16 @@ impl Apply<'_, '_> {
                 });
                 Outcome::ok(Reply::Empty)
             }
+            Ok(SharedRequest::Reap { paths, never_used_ms }) => {
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| {
+                    let here = |path: &&str| mesh.orderer_of(mesh.subtree_of(path)) == Some(orderer);
+                    for path in paths.into_iter().filter(here) {
+                        reap::reap(tree, path, zxid, time_ms, never_used_ms, events);
+                    }
+                });
+                Outcome::ok(Reply::Empty)
+            }
             // The session has ended: what it asked for before (the deletion of its lock, say) must not hit what
             // others have made since.
             Ok(SharedRequest::Client { lease_epoch, may_own: true, .. })
@@ -538,7 +568,8 @@ impl Apply<'_, '_> {
             }
             Ok(SharedRequest::Client { session, identities, op, body, .. }) => {
                 let mesh = self.state.mesh.clone();
-                let context = Context { mesh: &mesh, zxid, time_ms, session, identities };
+                let enforce_quota = false;
+                let context = Context { mesh: &mesh, zxid, time_ms, session, identities, enforce_quota };
                 let decoded = OpCode::try_from(op).and_then(|op| Request::decode(op, body));
                 match decoded {
                     Ok(decoded) => {
@@ -631,6 +662,29 @@ impl Apply<'_, '_> {
         self.effects.closed.push(ClosedSession { session, owner: closed.owner, asked_for });
     }
 
+    /// Deletes what is due here, and lets the orderers of the others judge.
+    fn reap(&mut self, paths: &[Box<str>], never_used_ms: i64) {
+        let mut elsewhere = std::collections::BTreeMap::<Orderer, Vec<&str>>::new();
+        for path in paths {
+            if let Some(orderer) = self.state.orderer_of(path) {
+                elsewhere.entry(orderer).or_default().push(path);
+                continue;
+            }
+            let (zxid, time_ms) = (self.state.next_zxid(), self.state.time_ms);
+            self.on_tree(|tree, events| reap::reap(tree, path, zxid, time_ms, never_used_ms, events));
+        }
+        for (orderer, paths) in elsewhere {
+            // The leader of a subtree's home sees to it by itself.
+            if matches!(orderer, Orderer::Home(_)) && !self.state.federation.orders_here(orderer) {
+                continue;
+            }
+            if let Ok(bytes) = codec::encode(&SharedRequest::Reap { paths, never_used_ms }) {
+                // Nobody waits for it; what is lost is proposed again.
+                let _ = self.send(orderer, Caller::default(), bytes.into());
+            }
+        }
+    }
+
     fn form_mesh(&mut self, mesh: Mesh) {
         if !self.state.mesh.regions.is_empty() || mesh.validate().is_err() {
             return;
@@ -643,6 +697,8 @@ impl Apply<'_, '_> {
             self.put_ancestors(&subtree.path);
             self.state.tree.put(subtree.path.as_str().into(), bare_znode(id));
         }
+        self.state.tree.recount_quotas();
+        self.state.tree.write_quota_stats();
         self.state.mesh = Arc::new(mesh);
     }
 

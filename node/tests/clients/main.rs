@@ -10,4 +10,5 @@ mod protocol;
 mod sessions;
 mod shared;
 mod watches;
+mod znodes;
 mod zookeeper;

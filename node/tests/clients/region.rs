@@ -18,23 +18,24 @@ pub(crate) struct TestRegion {
     voters: BTreeMap<u64, String>,
     observers: BTreeMap<u64, String>,
     servers: BTreeMap<u64, Server>,
-    tick: Duration,
+    change: fn(&mut ServerOptions),
 }
 
 impl TestRegion {
     /// Starts servers 1 to `voters` and after them `observers` more, and waits for a leader.
     pub(crate) async fn start(voters: u64, observers: u64) -> Self {
-        Self::with_tick(voters, observers, Duration::from_secs(2)).await
+        Self::with(voters, observers, |_| {}).await
     }
 
-    pub(crate) async fn with_tick(voters: u64, observers: u64, tick: Duration) -> Self {
+    /// The same with other options.
+    pub(crate) async fn with(voters: u64, observers: u64, change: fn(&mut ServerOptions)) -> Self {
         let address = |server| (server, format!("127.0.0.1:{}", free_port()));
         let mut region = Self {
             directory: tempfile::tempdir().unwrap(),
             voters: (1..=voters).map(address).collect(),
             observers: (voters + 1..=voters + observers).map(address).collect(),
             servers: BTreeMap::new(),
-            tick,
+            change,
         };
         for server in 1..=voters + observers {
             region.start_server(server).await;
@@ -62,11 +63,11 @@ impl TestRegion {
             storage: Default::default(),
             tls: None,
         };
-        let options = ServerOptions {
+        let mut options = ServerOptions {
             admin_listen: Some("127.0.0.1:0".into()),
-            tick: self.tick,
             ..ServerOptions::new(config, "127.0.0.1:0")
         };
+        (self.change)(&mut options);
         let started = Server::start(Environment::production(), options).await.unwrap();
         self.servers.insert(server, started);
     }
