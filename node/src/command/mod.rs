@@ -2,6 +2,7 @@
 
 mod certs;
 mod demo;
+mod import;
 mod members;
 mod plan;
 mod server;
@@ -43,6 +44,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Show or change the servers of a region while it runs
     Members(members::MembersArgs),
+    /// Take over the znodes of an Apache ZooKeeper ensemble
+    Import(import::ImportArgs),
     /// Plan a topology from round-trip times
     Plan(Box<meridian_topology::command::PlanArgs>),
     /// Make the certificates of a mesh
@@ -55,6 +58,7 @@ pub fn run() -> ExitCode {
         Command::Server(args) => server::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Members(args) => members::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Certs(args) => certs::run(&args),
     };
@@ -84,9 +88,13 @@ fn ask_admin(address: &str, path: &str) -> anyhow::Result<String> {
 
 /// Asks a server's HTTP endpoint for a change, which may take as long as servers need to catch up.
 fn post_admin(address: &str, path: &str, body: &serde_json::Value) -> anyhow::Result<String> {
+    send_admin(address, path, "application/json", body.to_string().as_bytes())
+}
+
+fn send_admin(address: &str, path: &str, kind: &str, body: &[u8]) -> anyhow::Result<String> {
     let agent = admin_agent(Duration::from_secs(150));
-    let request = agent.post(format!("http://{address}{path}")).header("content-type", "application/json");
-    admin_answer(address, path, request.send(body.to_string()))
+    let request = agent.post(format!("http://{address}{path}")).header("content-type", kind);
+    admin_answer(address, path, request.send(body))
 }
 
 fn admin_agent(timeout: Duration) -> ureq::Agent {

@@ -376,6 +376,21 @@ impl Region {
         async move { queued.map_err(io::Error::other)?.await.map(drop) }
     }
 
+    /// Has the leader, whoever it is, propose a command; done when it is applied there.
+    ///
+    /// # Errors
+    /// If there is no leader or it can't be reached; the command may still be committed later.
+    pub async fn propose_anywhere(&self, command: &Command<'_>) -> io::Result<()> {
+        let leads = *self.leadership.borrow();
+        let leader = leads.leader.ok_or_else(no_leader)?;
+        let command: Bytes = codec::encode(command).map_err(io::Error::other)?.into();
+        if leads.is_me {
+            return self.proposer.propose(vec![command]).await.map(drop);
+        }
+        let link = self.peers.link(leader);
+        link.forward(vec![command]).await?.await.map(drop)
+    }
+
     /// Proposes a command of the federation and returns what it came to. Queued before this returns.
     ///
     /// # Errors
@@ -431,15 +446,8 @@ impl Region {
     pub async fn change_members(&self, members: Members) -> io::Result<()> {
         self.formed().await?;
         let before = self.view().state.ensemble.clone();
-        let leads = *self.leadership.borrow();
-        let leader = leads.leader.ok_or_else(no_leader)?;
         let command = Command::ChangeMembers { version: before.version, members: members.clone() };
-        let command: Bytes = codec::encode(&command).map_err(io::Error::other)?.into();
-        if leads.is_me {
-            self.proposer.propose(vec![command]).await?;
-        } else {
-            self.peers.link(leader).forward(vec![command]).await?.await?;
-        }
+        self.propose_anywhere(&command).await?;
         let mut applied = self.applied();
         let mut accepted = false;
         let waiting = async {

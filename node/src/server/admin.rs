@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use serde_json::{Value, json};
 
 use super::connection::Service;
-use super::{members, words};
+use super::{import, members, words};
 
 /// JSON answers by path (`/rtt`), which other parts of a server add as they start. Clones share them.
 #[derive(Clone, Default)]
@@ -57,7 +57,7 @@ pub(super) async fn serve(
         .fallback(other)
         .with_state(Admin { service: service.clone(), routes });
     if for_changes {
-        router = router.merge(members::routes(service));
+        router = router.merge(members::routes(service.clone())).merge(import::routes(service));
     }
     if let Err(error) = axum::serve(Accept(listener), router).await {
         tracing::error!(%error, "the operators' HTTP has stopped");

@@ -136,10 +136,10 @@ fn read<T: for<'a> Deserialize<'a>>(headers: &HeaderMap, body: &Bytes) -> Result
         .map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, &error.to_string())))
 }
 
-fn refuse(status: StatusCode, reason: &str) -> Response {
+pub(super) fn refuse(status: StatusCode, reason: &str) -> Response {
     respond(status, &json!({ "error": reason }))
 }
 
-fn respond(status: StatusCode, value: &Value) -> Response {
+pub(super) fn respond(status: StatusCode, value: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

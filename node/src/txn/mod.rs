@@ -12,6 +12,7 @@
 
 pub mod acl;
 pub mod ensemble;
+pub mod import;
 pub mod reap;
 pub mod request;
 pub mod snapshot;
@@ -128,6 +129,8 @@ pub enum Command<'a> {
     },
     /// What the leader's configuration says about clients' requests.
     SetPolicy(Policy),
+    /// Takes znodes of another ensemble over.
+    Import(import::Import),
 }
 
 /// What the servers of a region must agree on to judge requests alike. The leader's configuration counts, as in

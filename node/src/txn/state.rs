@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::acl::permits;
 use super::ensemble::{self, CONFIG_PATH, Change, Ensemble};
+use super::import;
 use super::reap;
 use super::request::{self, Context, Event};
 use super::snapshot::SubtreeSnapshot;
@@ -289,6 +290,13 @@ impl Apply<'_, '_> {
                 }
             }
             Command::MembersChanged { id, error } => self.end_change(id, error),
+            Command::Import(import) => {
+                // Clients of the old ensemble must not find an older state here.
+                self.state.zxid = self.state.zxid.max(import.zxid);
+                self.state.next_zxid();
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| import::apply(tree, &mesh, import, events));
+            }
         }
     }
 
