@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Policy;
+use super::ensemble::Ensemble;
 use super::request::Event;
 use super::state::{Session, State};
 use crate::tree::{Acl, Times, Tree, Znode};
@@ -252,6 +253,7 @@ enum RegionRecord {
         znodes: u64,
         digests: Vec<(SubtreeId, u128)>,
     },
+    Ensemble(Ensemble),
     /// Missing in snapshots of earlier builds.
     Policy(Policy),
 }
@@ -287,6 +289,7 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
         put(out, &RegionRecord::Znodes(batch))?;
     }
     write_federation(federation, out)?;
+    put(out, &RegionRecord::Ensemble(state.ensemble.clone()))?;
     let subtrees = std::iter::once(0).chain(state.mesh.subtrees().map(|(id, _)| id));
     put(
         out,
@@ -359,6 +362,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     loop {
         match take(input)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
+            RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
             RegionRecord::Policy(policy) => state.policy = policy,
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
@@ -404,6 +408,7 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
             staging.pieces.push(piece);
         }
         RegionRecord::Header { .. }
+        | RegionRecord::Ensemble(_)
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
         | RegionRecord::Policy(_)

@@ -8,9 +8,12 @@ use imbl::{GenericHashMap, OrdMap, OrdSet};
 use meridian_bridge::mesh::{LOCAL, Mesh, Orderer, RegionId};
 use meridian_bridge::state::{self as federation, Caller, Content, Delivery, Federation};
 use meridian_seam::{codec, limits};
-use meridian_wire::{Create, CreateMode, ErrorCode, OpCode, PASSWORD_LENGTH, Request};
+use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, PASSWORD_LENGTH, Request, perms};
 use serde::{Deserialize, Serialize};
 
+use super::acl::permits;
+use super::ensemble::{self, CONFIG_PATH, Change, Ensemble};
+use super::import;
 use super::reap;
 use super::request::{self, Context, Event};
 use super::snapshot::SubtreeSnapshot;
@@ -41,6 +44,8 @@ pub struct State {
     pub cursors: OrdMap<u8, (u32, u64)>,
     /// The federation's part.
     pub federation: Federation,
+    /// The region's members.
+    pub ensemble: Ensemble,
     /// How requests are judged.
     pub policy: Policy,
 }
@@ -153,6 +158,7 @@ impl State {
             sessions: Sessions::default(),
             cursors: OrdMap::new(),
             federation: Federation { region, ..Federation::default() },
+            ensemble: Ensemble::default(),
             policy: Policy::default(),
         }
     }
@@ -270,6 +276,27 @@ impl Apply<'_, '_> {
                 self.deliver(deliveries);
                 self.effects.outcomes.push(outcome);
             }
+            Command::FormEnsemble { members } => {
+                if self.state.ensemble.members.is_empty() {
+                    self.put_members_in_force(Arc::new(members));
+                }
+            }
+            Command::ChangeMembers { version, members } => {
+                let id = self.state.next_zxid();
+                let ensemble = &mut self.state.ensemble;
+                if ensemble.version == version && ensemble.change.is_none() {
+                    let members = Arc::new(members);
+                    ensemble.change = Some(Change { id, caller: Caller::default(), members });
+                }
+            }
+            Command::MembersChanged { id, error } => self.end_change(id, error),
+            Command::Import(import) => {
+                // Clients of the old ensemble must not find an older state here.
+                self.state.zxid = self.state.zxid.max(import.zxid);
+                self.state.next_zxid();
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| import::apply(tree, &mesh, import, events));
+            }
         }
     }
 
@@ -356,6 +383,10 @@ impl Apply<'_, '_> {
             // Servers check before they propose; this is a request from a newer build.
             return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
         };
+        if let Request::Reconfig { joining, leaving, new_members, config_id } = decoded {
+            let asked = ensemble::Request { joining, leaving, new_members, version: config_id };
+            return self.change_members(request, &asked);
+        }
         if let Err(outcome) = self.state.policy.admits(&decoded) {
             return self.answer(request.caller, outcome);
         }
@@ -364,6 +395,61 @@ impl Apply<'_, '_> {
             Ok(None) => self.apply_local(request, &decoded),
             Ok(Some(orderer)) => self.apply_shared(request, &decoded, orderer),
         }
+    }
+
+    /// A client asks for other members: it is answered when they are in force.
+    fn change_members(&mut self, request: &ClientRequest<'_>, asked: &ensemble::Request<'_>) {
+        let writable = |znode: &Arc<Znode>| permits(&znode.acl, perms::WRITE, request.identities);
+        if !self.state.tree.get(CONFIG_PATH).is_some_and(writable) {
+            return self.answer(request.caller, Outcome::error(ErrorCode::NoAuth));
+        }
+        match self.state.ensemble.plan(asked) {
+            Ok(members) => {
+                let change =
+                    Change { id: self.state.zxid, caller: request.caller, members: Arc::new(members) };
+                self.state.ensemble.change = Some(change);
+            }
+            Err(error) => {
+                tracing::info!(%error, "change of members refused");
+                self.answer(request.caller, Outcome::error(error.code()));
+            }
+        }
+    }
+
+    fn end_change(&mut self, id: i64, error: i32) {
+        let Some(change) = self.state.ensemble.change.take_if(|change| change.id == id) else { return };
+        self.state.next_zxid();
+        let outcome = match ErrorCode::try_from(error) {
+            Ok(ErrorCode::Ok) => {
+                self.put_members_in_force(change.members);
+                let text = Bytes::from(self.state.ensemble.text());
+                let stat = self.state.tree.get(CONFIG_PATH).map(|znode| znode.stat()).unwrap_or_default();
+                Outcome::ok(Reply::Members(text, stat))
+            }
+            refusal => {
+                self.state.ensemble.last_failure = Some((id, error));
+                Outcome::error(refusal.unwrap_or(ErrorCode::SystemError))
+            }
+        };
+        if change.caller.server != 0 {
+            self.answer(change.caller, outcome);
+        }
+    }
+
+    fn put_members_in_force(&mut self, members: Arc<ensemble::Members>) {
+        let (zxid, time_ms) = (self.state.zxid, self.state.time_ms);
+        self.state.ensemble.members = members;
+        self.state.ensemble.version = zxid;
+        let text = Bytes::from(self.state.ensemble.text());
+        self.on_tree(|tree, events| {
+            tree.change(CONFIG_PATH, |znode| {
+                znode.data = Some(text);
+                znode.acl = Arc::new([Acl { perms: perms::READ, ..Acl::open() }]);
+                znode.times.version = znode.times.version.wrapping_add(1);
+                (znode.times.mzxid, znode.times.mtime) = (zxid, time_ms);
+            });
+            events.push(Event { kind: EventType::NodeDataChanged, path: CONFIG_PATH.into(), zxid: 0 });
+        });
     }
 
     fn apply_local(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {

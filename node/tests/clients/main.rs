@@ -5,6 +5,7 @@
 mod raw;
 mod region;
 
+mod members;
 mod protocol;
 mod sessions;
 mod shared;

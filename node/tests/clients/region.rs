@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use meridian_node::region::{RegionConfig, Timing};
 use meridian_node::server::{Server, ServerOptions};
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 use tempfile::TempDir;
 
@@ -52,8 +53,7 @@ impl TestRegion {
             region: 1,
             region_name: "here".into(),
             server,
-            voters: self.voters.clone(),
-            observers: self.observers.clone(),
+            members: members_at(&self.voters, &self.observers),
             listen,
             data_dir,
             timing: Timing {
@@ -70,6 +70,23 @@ impl TestRegion {
         (self.change)(&mut options);
         let started = Server::start(Environment::production(), options).await.unwrap();
         self.servers.insert(server, started);
+    }
+
+    /// Starts a server that the others have not heard of yet.
+    pub(crate) async fn join_server(&mut self, server: u64) {
+        self.observers.insert(server, format!("127.0.0.1:{}", free_port()));
+        self.start_server(server).await;
+    }
+
+    /// Where the other servers reach one.
+    pub(crate) fn peer_address(&self, server: u64) -> String {
+        let addresses = self.voters.iter().chain(&self.observers);
+        addresses.clone().find(|(id, _)| **id == server).unwrap().1.clone()
+    }
+
+    /// Loses what a stopped server has on its disk.
+    pub(crate) fn wipe(&self, server: u64) {
+        std::fs::remove_dir_all(self.directory.path().join(server.to_string())).unwrap();
     }
 
     /// Stops a server and returns when it has.
