@@ -41,7 +41,7 @@ pub struct Model {
     pub client_rtt_ms: f64,
     /// Share of the writes that comes from each region; adds up to one.
     pub shares: Vec<f64>,
-    /// Regions whose servers vote but serve no clients; their clients talk to the leader's region.
+    /// Regions that hold one voter at most and never lead.
     pub witness: Vec<bool>,
     /// Regional commits beside the one that is part of the vote.
     pub pipeline: Pipeline,
@@ -153,26 +153,21 @@ impl Model {
     /// The write of a client in `client` when `leader` commits after `commit_ms`.
     pub fn write_at_commit_ms(&self, layout: &Layout, leader: usize, client: usize, commit_ms: f64) -> f64 {
         let own_commits_ms = if layout.design == Design::Two && self.pipeline.commits() > 0 {
-            f64::from(self.pipeline.commits()) * self.client_region_commit_ms(layout, leader, client)
+            f64::from(self.pipeline.commits()) * self.client_region_commit_ms(layout, client)
         } else {
             0.0
         };
         self.client_rtt_ms + self.rtt_ms[client][leader] + commit_ms + own_commits_ms
     }
 
-    /// C_c: a commit in the region that a client's server stands in, ms.
-    pub fn client_region_commit_ms(&self, layout: &Layout, leader: usize, client: usize) -> f64 {
-        self.local_commit_ms(layout.servers(self.server_region(leader, client)))
+    /// C_c: a commit in the client's region, ms.
+    pub fn client_region_commit_ms(&self, layout: &Layout, client: usize) -> f64 {
+        self.local_commit_ms(layout.servers(client))
     }
 
-    /// The region whose servers a client talks to: its own, unless that is only a witness.
-    fn server_region(&self, leader: usize, client: usize) -> usize {
-        if self.witness[client] { leader } else { client }
-    }
-
-    /// A read from the client's own server, ms.
-    pub fn read_ms(&self, layout: &Layout, client: usize) -> f64 {
-        self.client_rtt_ms + self.rtt_ms[client][self.server_region(layout.leader, client)]
+    /// A read from a server of the client's region: every region with clients has one, ms.
+    pub fn read_ms(&self) -> f64 {
+        self.client_rtt_ms
     }
 
     /// `sync`, then a read: asks the leader, ms.
@@ -182,7 +177,7 @@ impl Model {
 
     /// An uncontended lock: a write, and a read that sees who is first, ms.
     pub fn lock_ms(&self, layout: &Layout, client: usize) -> f64 {
-        self.write_ms(layout, client) + self.read_ms(layout, client)
+        self.write_ms(layout, client) + self.read_ms()
     }
 
     /// From the release of a lock in `from` until a waiter in `to` knows that it holds it, ms:
@@ -327,15 +322,6 @@ pub(crate) mod tests {
         assert_eq!(model.write_ms(&layout(Design::Two, 0, [3, 3, 1]), 1), 0.5 + 62.0 + 64.0 + 4.0);
         assert_eq!(model.write_ms(&layout(Design::Two, 0, [3, 3, 1]), 2), 0.5 + 75.0 + 64.0 + 2.0);
         assert_eq!(model.write_ms(&layout(Design::Flat, 0, [2, 2, 1]), 1), 125.5);
-    }
-
-    #[test]
-    fn clients_of_a_witness_region_talk_to_the_leader() {
-        let mut model = example();
-        model.witness[2] = true;
-        let flat = layout(Design::Flat, 0, [2, 2, 1]);
-        assert_eq!(model.write_ms(&flat, 2), 138.5);
-        assert_eq!(model.read_ms(&flat, 2), 75.5);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub use search::{Figures, Standing};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::latency::{Curve, Model, Percentiles, Tails};
 use crate::layout::{Design, Layout};
+use crate::quorum::QuorumFigures;
 use crate::scenario::{Scenario, World};
 use crate::survival::AfterLoss;
 use crate::timing::{Assumptions, Timing};
@@ -126,6 +127,8 @@ pub struct Assessment {
     pub independent_unavailability: f64,
     /// Copies of a write between regions.
     pub wan_copies_per_write: usize,
+    /// What its quorums are like.
+    pub quorum: QuorumFigures,
     /// Writes after the loss of each region; `None` where they stop.
     pub after_loss: Vec<Option<AfterLoss>>,
     /// Whether no other layout is better on one count without being worse on another.
@@ -252,6 +255,7 @@ impl<'w> Assessor<'w> {
             unavailability: failure.unavailability(layout),
             independent_unavailability: failure.independent_unavailability(layout),
             wan_copies_per_write: layout.wan_copies_per_write(),
+            quorum: QuorumFigures::of(layout),
             after_loss: regions.map(|lost| layout.after_loss(model, succession, lost)).collect(),
             on_front: false,
             violations: self.world.violations(layout),
@@ -279,7 +283,7 @@ impl<'w> Assessor<'w> {
             }
             Design::Flat | Design::Hier => 0,
         };
-        let local_commit_ms = model.client_region_commit_ms(layout, layout.leader, client);
+        let local_commit_ms = model.client_region_commit_ms(layout, client);
         WriteLatency {
             typical,
             percentiles: self.tails.write(layout, client, commit),

@@ -53,7 +53,8 @@ pub struct Scenario {
     pub max_per_region: BTreeMap<String, usize>,
     /// Most voters of every other region.
     pub max_per_region_default: usize,
-    /// Regions that hold one voter at most, never lead and serve no clients.
+    /// Regions that hold one voter at most and never lead. Where clients write from one, its server
+    /// serves them, too.
     pub witness: Vec<String>,
     /// Regions that must not lead.
     pub never_leader: Vec<String>,
@@ -283,12 +284,7 @@ impl Scenario {
                 .map(|name| !self.witness.contains(name) && !self.never_leader.contains(name))
                 .collect(),
             leader_voters_min: small(self.require.leader_region_min_voters.max(1)),
-            served: self
-                .regions
-                .iter()
-                .zip(self.shares())
-                .map(|(name, share)| share > 0.0 && !self.witness.contains(name))
-                .collect(),
+            served: self.shares().into_iter().map(|share| share > 0.0).collect(),
         }
     }
 

@@ -217,11 +217,11 @@ fn shares_and_preferences_are_checked() {
     check_scenario(
         &with("witness = [\"eu\"]\npreferred_leaders = [\"eu\"]"),
         expect![[r#"
-        warning[ignored]: preferred_leaders: eu can't be preferred: a witness never leads
-          help: name it in one of the lists only
-        note[assumed]: witness: eu serves no clients, yet 25 % of the writes come from it
-          help: its clients are taken to talk to the leader's region
-    "#]],
+            warning[ignored]: preferred_leaders: eu can't be preferred: a witness never leads
+              help: name it in one of the lists only
+            note[assumed]: witness: 25 % of the writes come from eu: its one server is taken to serve them, too
+              help: set its share to 0 if it only votes
+        "#]],
     );
     check_scenario(
         &with("preferred_leaders = [\"eu\", \"us-east\"]"),

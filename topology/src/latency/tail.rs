@@ -77,7 +77,7 @@ impl<'m> Tails<'m> {
         let own_commits = if layout.design == Design::Two { model.pipeline.commits() } else { 0 };
         let mut total = commit.clone().later(model.client_rtt_ms);
         if own_commits > 0 {
-            let servers = layout.servers(model.server_region(layout.leader, client));
+            let servers = layout.servers(client);
             let nodes = self.local_commit(servers).nodes();
             for _ in 0..own_commits {
                 total = total.plus(&nodes);

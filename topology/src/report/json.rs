@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use crate::diagnostic::Diagnostic;
 use crate::latency::Pipeline;
 use crate::plan::{Assessment, Homes, Infeasible, Objective, Plan};
+use crate::quorum::QuorumFigures;
 use crate::survival::AfterLoss;
 use crate::timing::{Assumptions, Setting, Timing};
 
@@ -97,6 +98,7 @@ struct LayoutView<'p> {
     unavailability: f64,
     unavailability_independent: f64,
     wan_copies_per_write: usize,
+    quorum: QuorumFigures,
     after_loss: Named<'p, Option<AfterLossView<'p>>>,
     on_front: bool,
     feasible: bool,
@@ -150,6 +152,7 @@ impl<'p> LayoutView<'p> {
             unavailability: assessment.unavailability,
             unavailability_independent: assessment.independent_unavailability,
             wan_copies_per_write: assessment.wan_copies_per_write,
+            quorum: assessment.quorum,
             after_loss: Named::of(names, &all, |lost| {
                 assessment.after_loss[lost].map(|after| AfterLossView::new(names, &after))
             }),

@@ -225,11 +225,11 @@ impl Scenario {
                     Code::Assumed,
                     "witness",
                     format!(
-                        "{name} serves no clients, yet {:.0} % of the writes come from it",
+                        "{:.0} % of the writes come from {name}: its one server is taken to serve them, too",
                         100.0 * self.client_write_share[name]
                     ),
                 )
-                .suggest("its clients are taken to talk to the leader's region"),
+                .suggest("set its share to 0 if it only votes"),
             );
         }
         if self.require.survive_regions.is_none() {
