@@ -44,11 +44,9 @@ impl Case {
         let count = random.random_range(3..=4);
         let names: Vec<String> = (0..count).map(|i| format!("r{i}")).collect();
         let mut rtt = vec![vec![0.0; count]; count];
-        for a in 0..count {
-            for b in a + 1..count {
-                let ms = f64::from(random.random_range(40..160)) / 2.0;
-                (rtt[a][b], rtt[b][a]) = (ms, ms);
-            }
+        for (a, b) in (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b))) {
+            let ms = f64::from(random.random_range(40..160)) / 2.0;
+            (rtt[a][b], rtt[b][a]) = (ms, ms);
         }
         let parts: Vec<u32> = (0..count).map(|i| random.random_range(u32::from(i == 0)..4)).collect();
         let sum = f64::from(parts.iter().sum::<u32>());
