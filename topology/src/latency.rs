@@ -13,9 +13,11 @@
 //! A client in c sees client RTT + R(c, L) + commit, plus what [`Pipeline`] adds.
 
 mod distribution;
+mod measured;
 mod tail;
 
-pub use distribution::{Curve, Distribution, Measured, Node};
+pub use distribution::{Curve, Distribution, Node};
+pub use measured::{Measured, TIME_MAX_MS};
 pub use tail::{Percentiles, Tails};
 
 use crate::layout::{Design, Layout, VOTERS_MAX};

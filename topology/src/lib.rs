@@ -26,11 +26,12 @@
 //!
 //! The parts, in the order of their use: [`matrix`] reads and checks round trips; [`scenario`]
 //! reads what to plan for; [`layout`] enumerates layouts; [`latency`], [`survival`],
-//! [`availability`] and [`quorum`] judge them; [`plan`] searches and ranks; [`timing`] derives timeouts;
+//! [`availability`], [`quorum`] and [`cost`] judge them; [`plan`] searches and ranks; [`timing`] derives timeouts;
 //! [`report`] and [`command`] present it all.
 
 pub mod availability;
 pub mod command;
+pub mod cost;
 pub mod diagnostic;
 pub mod latency;
 pub mod layout;

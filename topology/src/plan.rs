@@ -238,7 +238,7 @@ impl<'w> Assessor<'w> {
 
     /// All figures of `layout`.
     pub fn assess(&mut self, layout: &Layout) -> Assessment {
-        let World { model, succession, failure, .. } = self.world;
+        let World { model, succession, failures, .. } = self.world;
         let regions = 0..model.regions.len();
         let commit = self.tails.commit(layout);
         let write: Vec<WriteLatency> =
@@ -252,8 +252,8 @@ impl<'w> Assessor<'w> {
             lock_ms: regions.clone().map(|client| model.lock_ms(layout, client)).collect(),
             sync_read_ms: regions.clone().map(|client| model.sync_read_ms(layout, client)).collect(),
             survives_regions: layout.survives_regions(),
-            unavailability: failure.unavailability(layout),
-            independent_unavailability: failure.independent_unavailability(layout),
+            unavailability: failures.unavailability(layout),
+            independent_unavailability: failures.independent_unavailability(layout),
             wan_copies_per_write: layout.wan_copies_per_write(),
             quorum: QuorumFigures::of(layout),
             after_loss: regions.map(|lost| layout.after_loss(model, succession, lost)).collect(),

@@ -4,13 +4,14 @@
 //! one is lost too, S the stall of a process, lambda the false elections allowed per second, eps
 //! the drift between two clocks.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::latency::Model;
 use crate::layout::{Design, Layout};
 
 /// What the formulas assume where nothing is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Assumptions {
     /// Between two heartbeats, ms.
     pub heartbeat_ms: f64,
