@@ -21,7 +21,7 @@ pub struct Diagnostic {
     pub suggestion: Option<String>,
     /// Where that is in the file, if it comes from one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub at: Option<At>,
+    pub at: Option<Box<At>>,
 }
 
 /// A place in a file.

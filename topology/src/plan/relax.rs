@@ -83,6 +83,8 @@ pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) 
     Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
 }
 
+type SetCeiling = Box<dyn Fn(&mut Scenario, f64)>;
+
 /// A figure that must not exceed a number.
 struct Ceiling {
     key: String,
@@ -94,7 +96,7 @@ struct Ceiling {
     /// Whether the figure is the cost, which no objective is.
     is_cost: bool,
     /// The scenario with another ceiling.
-    set: Box<dyn Fn(&mut Scenario, f64)>,
+    set: SetCeiling,
 }
 
 fn ceilings(scenario: &Scenario) -> Vec<Ceiling> {
@@ -110,7 +112,7 @@ fn ceilings(scenario: &Scenario) -> Vec<Ceiling> {
         .filter_map(|(key, objective, field)| {
             let mut least = scenario.clone();
             let now = field(&mut least).take()?;
-            let set = Box::new(move |s: &mut Scenario, to: f64| *field(s) = Some(to));
+            let set: SetCeiling = Box::new(move |s, to| *field(s) = Some(to));
             let key_path = format!("require.{key}");
             Some(Ceiling { key: key_path, now, least, objective, is_cost: key == "max_cost", set })
         })
@@ -120,7 +122,7 @@ fn ceilings(scenario: &Scenario) -> Vec<Ceiling> {
         least.require.max_write_ms.remove(name);
         least.client_write_share = [(name.clone(), 1.0)].into();
         let region = name.clone();
-        let set = Box::new(move |s: &mut Scenario, to: f64| {
+        let set: SetCeiling = Box::new(move |s, to| {
             s.require.max_write_ms.insert(region.clone(), to);
         });
         let (key, objective) = (format!("require.max_write_ms.{name}"), Objective::Mean);

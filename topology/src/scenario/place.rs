@@ -36,7 +36,7 @@ impl<'t> Source<'t> {
     /// Adds line, column and text to every finding whose place this text has.
     pub fn locate(&self, diagnostics: &mut [Diagnostic]) {
         for finding in diagnostics.iter_mut().filter(|finding| finding.at.is_none()) {
-            finding.at = self.find(finding);
+            finding.at = self.find(finding).map(Box::new);
         }
     }
 
@@ -144,7 +144,9 @@ impl JsonWalk<'_> {
             b'{' | b'[' if depth >= DEPTH_MAX => return None,
             b'{' => self.members(path, depth)?,
             b'[' => self.elements(path, depth)?,
-            b'"' => drop(self.string()?),
+            b'"' => {
+                self.string()?;
+            }
             _ => {
                 let rest = &self.bytes[start..];
                 let ends = |byte: &u8| byte.is_ascii_whitespace() || b",]}".contains(byte);

@@ -27,7 +27,7 @@ impl Scenario {
                 .filter(|(_, weight)| **weight == 0.0)
                 .map(|(name, _)| zero_weight(&format!("weights.{name}"), name, voting)),
         );
-        if self.max_voters > 0 && self.max_voters % 2 == 0 {
+        if self.max_voters > 0 && self.max_voters.is_multiple_of(2) {
             diagnostics.push(even_voters("max_voters", self.max_voters));
         }
         diagnostics
@@ -51,7 +51,7 @@ impl Scenario {
             );
             diagnostics.push(Diagnostic::new(Code::BadValue, "current.voters", message));
         }
-        if !current.design.votes_by_region() && total % 2 == 0 && total > 0 {
+        if !current.design.votes_by_region() && total.is_multiple_of(2) && total > 0 {
             diagnostics.push(even_voters("current.voters", total));
         }
         if current.design.votes_by_region() && groups == 2 {
