@@ -49,22 +49,27 @@ pub struct Model {
     pub pipeline: Pipeline,
 }
 
-/// Commits in the client's own region that a global write waits for beside the global commit.
+/// Where the servers of this mesh differ from the formulas of the literature, in the two-level
+/// design; flat and hierarchical ones follow the formulas.
 ///
-/// The formulas of the literature have none. Meridian's two-level write has two: the client's
+/// A global write waits for two commits in the client's own region beside the global commit: the
 /// region first commits the request in its own log, which forwards it, and commits once more to
-/// apply the decision. Flat and hierarchical designs have neither.
+/// apply the decision. A `sync` is put in order with the writes, so that a read behind it sees all
+/// that was acknowledged anywhere before: it takes as long as a write, where the formula asks the
+/// leader only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pipeline {
     /// Commits in the client's region before the request is forwarded.
     pub request_commits: u8,
     /// Commits in the client's region after the decision has come back.
     pub apply_commits: u8,
+    /// Whether a `sync` is ordered like a write.
+    pub ordered_sync: bool,
 }
 
 impl Pipeline {
-    /// What the servers of this mesh do: one commit before, one after.
-    pub const MERIDIAN: Pipeline = Pipeline { request_commits: 1, apply_commits: 1 };
+    /// What the servers of this mesh do.
+    pub const MERIDIAN: Pipeline = Pipeline { request_commits: 1, apply_commits: 1, ordered_sync: true };
 
     /// Commits in all.
     pub fn commits(self) -> u8 {
@@ -174,7 +179,15 @@ impl Model {
 
     /// `sync`, then a read: asks the leader, ms.
     pub fn sync_read_ms(&self, layout: &Layout, client: usize) -> f64 {
+        if self.sync_is_ordered(layout) {
+            return self.write_ms(layout, client);
+        }
         self.client_rtt_ms + self.rtt_ms[client][layout.leader]
+    }
+
+    /// Whether a `sync` takes as long as a write: see [`Pipeline`].
+    pub fn sync_is_ordered(&self, layout: &Layout) -> bool {
+        layout.design == Design::Two && self.pipeline.ordered_sync
     }
 
     /// An uncontended lock: a write, and a read that sees who is first, ms.

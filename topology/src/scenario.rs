@@ -335,6 +335,18 @@ impl World {
         violations
     }
 
+    /// How the voters of a region are spread over its zones, by name; zones without any are left out.
+    pub fn voters_by_zone(&self, region: usize, voters: u8) -> Vec<(String, u8)> {
+        let counts = self.failures.voters_per_zone(region, voters);
+        let zone = |(i, count): (usize, u8)| (self.zones[region].name(i), count);
+        counts.into_iter().enumerate().filter(|(_, count)| *count > 0).map(zone).collect()
+    }
+
+    /// What a layout costs a month; `None` without prices.
+    pub fn cost_per_month(&self, layout: &Layout) -> Option<f64> {
+        self.prices.are_given().then(|| self.prices.cost_per_month(layout, &self.traffic))
+    }
+
     /// Place of a leader's region in the preference; the others share the last.
     pub fn preference(&self, leader: usize) -> usize {
         let preferred = &self.succession.preferred;
