@@ -11,7 +11,7 @@ use crate::layout::{Layout, PLANNED_REGIONS_MAX};
 use crate::matrix::{self, BUILTIN_NAMES, Matrix, name_and_source};
 use crate::plan::{Assessor, Objective, Plan, plan};
 use crate::report::{self, File};
-use crate::scenario::{self, Scenario};
+use crate::scenario::{self, Scenario, Source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -127,20 +127,37 @@ impl PlanArgs {
 
     /// Plans, and says what to print.
     pub fn run(&self, inputs: &Inputs) -> Answer {
-        match self.scenario(inputs).and_then(|(scenario, findings)| self.answer(&scenario, findings)) {
+        match self.scenario(inputs).and_then(|(scenario, findings)| self.answer(&scenario, findings, inputs))
+        {
             Ok(answer) => answer,
-            Err(diagnostics) => Answer {
-                output: if self.json { report::refusal_json(&diagnostics) + "\n" } else { String::new() },
-                complaint: report::findings(&diagnostics),
-                files: Vec::new(),
-                status: 1,
-            },
+            Err(mut diagnostics) => {
+                self.locate(inputs, &mut diagnostics);
+                Answer {
+                    output: if self.json { report::refusal_json(&diagnostics) + "\n" } else { String::new() },
+                    complaint: report::findings(&diagnostics),
+                    files: Vec::new(),
+                    status: 1,
+                }
+            }
         }
     }
 
-    fn answer(&self, scenario: &Scenario, findings: Vec<Diagnostic>) -> Result<Answer, Vec<Diagnostic>> {
+    /// Adds line and column to what is said about the scenario.
+    fn locate(&self, inputs: &Inputs, diagnostics: &mut [Diagnostic]) {
+        if let (Some(file), Some(text)) = (&self.scenario, &inputs.scenario) {
+            Source::scenario(&file.display().to_string(), text).locate(diagnostics);
+        }
+    }
+
+    fn answer(
+        &self,
+        scenario: &Scenario,
+        findings: Vec<Diagnostic>,
+        inputs: &Inputs,
+    ) -> Result<Answer, Vec<Diagnostic>> {
         let mut plan = plan(scenario, self.objective)?;
         plan.diagnostics.splice(0..0, findings);
+        self.locate(inputs, &mut plan.diagnostics);
         if let [a, b] = self.compare.as_slice() {
             return compare(&plan, a, b);
         }
@@ -166,10 +183,11 @@ impl PlanArgs {
         }
         let base = self.base_matrix(inputs, &mut findings)?;
         let mut measured = Matrix::default();
-        for text in [&inputs.rtt, &inputs.live].into_iter().flatten() {
-            let (matrix, about) = matrix::parse(text);
-            findings.extend(about);
-            measured.overlay(&matrix);
+        let rtt_file = self.rtt.as_deref().map(|file| file.display().to_string()).unwrap_or_default();
+        let live_address = self.live.clone().unwrap_or_default();
+        for (name, text) in [(&rtt_file, &inputs.rtt), (&live_address, &inputs.live)] {
+            let Some(text) = text else { continue };
+            measured.overlay(&parse_matrix(name, text, &mut findings));
         }
         if has_errors(&findings) {
             return Err(findings);
@@ -206,9 +224,7 @@ impl PlanArgs {
             let meant = nearest(name, BUILTIN_NAMES).map_or_else(|| BUILTIN_NAMES.join(", "), str::to_owned);
             return Err(vec![finding.suggest(format!("built in: {meant}"))]);
         };
-        let (matrix, about) = matrix::parse(text);
-        findings.extend(about);
-        Ok(matrix)
+        Ok(parse_matrix(name, text, findings))
     }
 
     /// The regions are those of --regions, else of the scenario, else all that the matrices have.
@@ -238,6 +254,14 @@ impl PlanArgs {
         }
         Ok(())
     }
+}
+
+/// The matrix in a text called `name`; findings about it tell their lines.
+fn parse_matrix(name: &str, text: &str, findings: &mut Vec<Diagnostic>) -> Matrix {
+    let (matrix, mut about) = matrix::parse(text);
+    Source::table(name, text).locate(&mut about);
+    findings.extend(about);
+    matrix
 }
 
 fn compare(plan: &Plan, a: &str, b: &str) -> Result<Answer, Vec<Diagnostic>> {

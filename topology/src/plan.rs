@@ -2,6 +2,7 @@
 //! that nothing beats on every count; and, where none fits, what to relax.
 
 mod bound;
+mod forecast;
 mod relax;
 mod search;
 mod tail;
@@ -10,15 +11,18 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use forecast::{ClientLatency, Forecast, Latency, Situation};
 pub use relax::{Infeasible, Relaxation};
 pub use search::{Figures, Standing};
 
+use crate::availability::BudgetItem;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::latency::{Curve, Model, Percentiles, Tails};
+use crate::latency::{Curve, Percentiles, Tails};
 use crate::layout::{Design, Layout};
+use crate::quorum::QuorumFigures;
 use crate::scenario::{Scenario, World};
 use crate::survival::AfterLoss;
-use crate::timing::{Assumptions, Timing};
+use crate::timing::Timing;
 use search::Search;
 
 /// What the best layout has the least of. Figures are write latencies as clients see them.
@@ -88,6 +92,10 @@ pub struct Plan {
     pub timing: Option<Timing>,
     /// What one leader per client region would be worth.
     pub homes: Option<Homes>,
+    /// All latencies of the best layout.
+    pub forecast: Option<Forecast>,
+    /// What the best layout's unavailability is made of.
+    pub budget: Vec<BudgetItem>,
     /// Findings about the input.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -126,6 +134,12 @@ pub struct Assessment {
     pub independent_unavailability: f64,
     /// Copies of a write between regions.
     pub wan_copies_per_write: usize,
+    /// What its writes send between regions, kB/s.
+    pub wan_kb_per_s: f64,
+    /// What it costs a month; `None` without prices.
+    pub cost_per_month: Option<f64>,
+    /// What its quorums are like.
+    pub quorum: QuorumFigures,
     /// Writes after the loss of each region; `None` where they stop.
     pub after_loss: Vec<Option<AfterLoss>>,
     /// Whether no other layout is better on one count without being worse on another.
@@ -150,6 +164,8 @@ pub struct WriteLatency {
 /// for all.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Homes {
+    /// Per region: where the subtrees that its clients write are homed best; itself, if it may lead.
+    pub home: Vec<usize>,
     /// Per region: the write of its clients to a subtree homed there, ms.
     pub write_ms: Vec<f64>,
     /// Mean over the clients' writes, ms.
@@ -179,7 +195,10 @@ pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagn
     if let Some(best) = best {
         diagnostics.extend(slow_preference(&world, objective, best, &layouts));
     }
-    let timing = best.map(|best| Timing::derive(&world.model, &best.layout, Assumptions::default()));
+    let timing = best.map(|best| Timing::derive(&world, &best.layout));
+    let forecast = best.map(|best| Forecast::of(&world, &best.layout));
+    let budget = best.map_or(Vec::new(), |best| world.failures.budget(&best.layout));
+    diagnostics.extend(timing.as_ref().and_then(|timing| short_sessions(&world, timing)));
     Ok(Plan {
         name: scenario.name.clone(),
         objective,
@@ -189,6 +208,8 @@ pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagn
         infeasible,
         timing,
         homes,
+        forecast,
+        budget,
         diagnostics,
         world,
     })
@@ -235,7 +256,7 @@ impl<'w> Assessor<'w> {
 
     /// All figures of `layout`.
     pub fn assess(&mut self, layout: &Layout) -> Assessment {
-        let World { model, succession, failure, .. } = self.world;
+        let World { model, succession, failures, .. } = self.world;
         let regions = 0..model.regions.len();
         let commit = self.tails.commit(layout);
         let write: Vec<WriteLatency> =
@@ -249,9 +270,12 @@ impl<'w> Assessor<'w> {
             lock_ms: regions.clone().map(|client| model.lock_ms(layout, client)).collect(),
             sync_read_ms: regions.clone().map(|client| model.sync_read_ms(layout, client)).collect(),
             survives_regions: layout.survives_regions(),
-            unavailability: failure.unavailability(layout),
-            independent_unavailability: failure.independent_unavailability(layout),
+            unavailability: failures.unavailability(layout),
+            independent_unavailability: failures.independent_unavailability(layout),
             wan_copies_per_write: layout.wan_copies_per_write(),
+            wan_kb_per_s: self.world.traffic.wan_kb_per_s(layout),
+            cost_per_month: self.world.cost_per_month(layout),
+            quorum: QuorumFigures::of(layout),
             after_loss: regions.map(|lost| layout.after_loss(model, succession, lost)).collect(),
             on_front: false,
             violations: self.world.violations(layout),
@@ -279,7 +303,7 @@ impl<'w> Assessor<'w> {
             }
             Design::Flat | Design::Hier => 0,
         };
-        let local_commit_ms = model.client_region_commit_ms(layout, layout.leader, client);
+        let local_commit_ms = model.client_region_commit_ms(layout, client);
         WriteLatency {
             typical,
             percentiles: self.tails.write(layout, client, commit),
@@ -292,16 +316,36 @@ impl Homes {
     /// A homed subtree's write is one commit of its region's ensemble: as many servers as the
     /// best layout has there, three where it has fewer and may have them.
     fn of(world: &World, best: &Layout) -> Homes {
-        let model: &Model = &world.model;
-        let write_ms: Vec<f64> = (0..model.regions.len())
-            .map(|region| {
-                let servers = best.servers(region).max(world.space.voters_max_per_region[region].min(3));
-                model.client_rtt_ms + model.local_commit_ms(servers)
-            })
-            .collect();
+        let model = &world.model;
+        let regions = 0..model.regions.len();
+        let write_ms = |client: usize, home: usize| {
+            let servers = best.servers(home).max(world.space.voters_max_per_region[home].min(3));
+            model.client_rtt_ms + model.rtt_ms[client][home] + model.local_commit_ms(servers)
+        };
+        let able = |home: &usize| world.space.voters_max_per_region[*home] > 0 && !model.witness[*home];
+        let nearest = |client: usize| {
+            let homes = regions.clone().filter(able);
+            let nearest = homes.min_by(|a, b| write_ms(client, *a).total_cmp(&write_ms(client, *b)));
+            nearest.unwrap_or(best.leader)
+        };
+        let home: Vec<usize> = regions.clone().map(nearest).collect();
+        let write_ms: Vec<f64> = regions.clone().map(|client| write_ms(client, home[client])).collect();
         let mean_write_ms = model.mean_over_clients(|client| write_ms[client]);
-        Homes { write_ms, mean_write_ms }
+        Homes { home, write_ms, mean_write_ms }
     }
+}
+
+/// Says when the sessions that clients ask for do not outlive a failover.
+fn short_sessions(world: &World, timing: &Timing) -> Option<Diagnostic> {
+    let wanted_ms = world.session_timeout_ms?;
+    let least_ms = timing.get("minSessionTimeout")?.value;
+    (wanted_ms < least_ms).then(|| {
+        let message = format!(
+            "clients ask for {wanted_ms:.0} ms: shorter than {least_ms:.0} ms, sessions end with every failover"
+        );
+        Diagnostic::new(Code::SessionCap, "session_timeout_ms", message)
+            .suggest(format!("minSessionTimeout raises them to {least_ms:.0} ms"))
+    })
 }
 
 /// Says what the preferred leader region costs, when another one is better.

@@ -4,13 +4,17 @@
 //! one is lost too, S the stall of a process, lambda the false elections allowed per second, eps
 //! the drift between two clocks.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::latency::Model;
 use crate::layout::{Design, Layout};
+use crate::scenario::World;
+
+const SECONDS_PER_YEAR: f64 = 365.25 * 86_400.0;
 
 /// What the formulas assume where nothing is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Assumptions {
     /// Between two heartbeats, ms.
     pub heartbeat_ms: f64,
@@ -83,8 +87,11 @@ pub struct Timing {
 
 impl Timing {
     /// The timeouts that `layout` needs in this world.
-    pub fn derive(model: &Model, layout: &Layout, assumptions: Assumptions) -> Timing {
-        let derivation = Derivation { assumptions, fsync_p9999_ms: model.fsync.quantile(0.9999), model };
+    pub fn derive(world: &World, layout: &Layout) -> Timing {
+        let (model, assumptions) = (&world.model, world.assumptions);
+        let fsync_p9999_ms = model.fsync.quantile(0.9999);
+        let session_ms = world.session_timeout_ms;
+        let derivation = Derivation { assumptions, fsync_p9999_ms, session_ms, model };
         let between_regions = Path::between_regions(model, layout);
         let mut settings = Vec::new();
         if layout.design == Design::Two {
@@ -167,6 +174,8 @@ struct Derivation<'m> {
     model: &'m Model,
     assumptions: Assumptions,
     fsync_p9999_ms: f64,
+    /// What clients ask for.
+    session_ms: Option<f64>,
 }
 
 impl Derivation<'_> {
@@ -176,6 +185,19 @@ impl Derivation<'_> {
         let Assumptions { heartbeat_ms, loss, loss_again, false_elections_per_s, .. } = self.assumptions;
         let allowed = false_elections_per_s * heartbeat_ms / 1000.0 / (loss * (1.0 - loss_again));
         (1.0 + (allowed.ln() / loss_again.ln()).ceil()).max(2.0)
+    }
+
+    /// Elections that the path's losses alone cause in a year, at each follower.
+    fn false_elections_per_year(&self) -> f64 {
+        let Assumptions { heartbeat_ms, loss, loss_again, .. } = self.assumptions;
+        let per_second =
+            loss * (1.0 - loss_again) * loss_again.powf(self.heartbeats() - 1.0) / (heartbeat_ms / 1000.0);
+        per_second * SECONDS_PER_YEAR
+    }
+
+    /// From a failure until the election starts: the last heartbeat may just have been sent.
+    fn detection_ms(&self, path: &Path) -> f64 {
+        self.election_timeout_ms(path) + self.assumptions.heartbeat_ms
     }
 
     fn election_timeout_ms(&self, path: &Path) -> f64 {
@@ -189,7 +211,7 @@ impl Derivation<'_> {
     }
 
     fn failover_ms(&self, path: &Path) -> f64 {
-        self.election_timeout_ms(path) + self.assumptions.heartbeat_ms + self.takeover_ms(path)
+        self.detection_ms(path) + self.takeover_ms(path)
     }
 
     /// The keys of an ensemble's zoo.cfg, and its election.
@@ -205,6 +227,7 @@ impl Derivation<'_> {
         });
         self.sync_limits(path, tick_ms, settings);
         self.election("heartbeat", "electionTimeout", path, settings);
+        self.failover(["falseElections", "detection", "failover"], path, settings);
         self.sessions(path, global, tick_ms, settings);
     }
 
@@ -269,11 +292,9 @@ impl Derivation<'_> {
             value: self.election_timeout_ms(path).ceil(),
             unit: "ms",
             reason: format!(
-                "{:.0} heartbeats (one false election in {:.0} days at {} loss), {:.0} ms jitter to {}, {:.0} ms stall; \
-                 randomise by {:.0} ms or more (p99 of the round trip)",
+                "{:.0} heartbeats, {:.0} ms jitter to {}, {:.0} ms stall; randomise by {:.0} ms or more (p99 of the \
+                 round trip)",
                 self.heartbeats(),
-                1.0 / (86_400.0 * a.false_elections_per_s),
-                a.loss,
                 (path.p999_ms - path.min_ms) / 2.0,
                 path.what,
                 a.stall_ms,
@@ -283,6 +304,43 @@ impl Derivation<'_> {
                 "etcd: ten round trips or more, {:.0} ms; Consul: 5000 ms",
                 10.0 * path.p50_ms
             )),
+        });
+    }
+
+    /// What the election's timeout buys and costs.
+    fn failover(&self, names: [&'static str; 3], path: &Path, settings: &mut Vec<Setting>) {
+        let a = &self.assumptions;
+        let [false_elections, detection, failover] = names;
+        settings.push(Setting {
+            name: false_elections,
+            value: (self.false_elections_per_year() * 10.0).round() / 10.0,
+            unit: "a year",
+            reason: format!(
+                "{:.0} heartbeats lost in a row, at {} loss in bursts of {:.0}; one in {:.0} days is allowed",
+                self.heartbeats(),
+                a.loss,
+                1.0 / (1.0 - a.loss_again),
+                1.0 / (86_400.0 * a.false_elections_per_s)
+            ),
+            rule_of_thumb: None,
+        });
+        settings.push(Setting {
+            name: detection,
+            value: self.detection_ms(path).ceil(),
+            unit: "ms",
+            reason: "from a failure until the election: the election timeout and a heartbeat".to_owned(),
+            rule_of_thumb: Some("ZooKeeper's syncLimit 5 at tickTime 2000: 10000 ms".to_owned()),
+        });
+        settings.push(Setting {
+            name: failover,
+            value: self.failover_ms(path).ceil(),
+            unit: "ms",
+            reason: format!(
+                "detection, and {:.0} ms to elect, synchronise and serve: 200 ms, six round trips to the quorum, two \
+                 flushes",
+                self.takeover_ms(path)
+            ),
+            rule_of_thumb: None,
         });
     }
 
@@ -316,38 +374,26 @@ impl Derivation<'_> {
         }
         settings.push(Setting {
             name: "maxSessionTimeout",
-            value: (20.0 * tick_ms).max(4.0 * longest_ms).max(40_000.0),
+            value: (20.0 * tick_ms).max(4.0 * longest_ms).max(self.session_ms.unwrap_or(0.0)).max(40_000.0),
             unit: "ms",
-            reason: format!(
-                "always write it: the default of 20 ticks would cap sessions at {:.0} ms",
-                20.0 * tick_ms
-            ),
+            reason: match self.session_ms {
+                Some(wanted_ms) => format!(
+                    "clients ask for {wanted_ms:.0} ms; the default of 20 ticks would cap them at {:.0} ms",
+                    20.0 * tick_ms
+                ),
+                None => format!(
+                    "always write it: the default of 20 ticks would cap sessions at {:.0} ms",
+                    20.0 * tick_ms
+                ),
+            },
             rule_of_thumb: Some("20 ticks".to_owned()),
-        });
-        settings.push(Setting {
-            name: "failover",
-            value: self.failover_ms(path).ceil(),
-            unit: "ms",
-            reason: format!(
-                "the election timeout, a heartbeat, and {:.0} ms to elect, synchronise and serve",
-                self.takeover_ms(path)
-            ),
-            rule_of_thumb: None,
         });
     }
 
     fn global_group(&self, path: &Path, settings: &mut Vec<Setting>) {
         self.election("globalHeartbeat", "globalElectionTimeout", path, settings);
-        settings.push(Setting {
-            name: "globalFailover",
-            value: self.failover_ms(path).ceil(),
-            unit: "ms",
-            reason: format!(
-                "the global election timeout, a heartbeat, and {:.0} ms for six round trips to a quorum of regions",
-                self.takeover_ms(path)
-            ),
-            rule_of_thumb: None,
-        });
+        let names = ["globalFalseElections", "globalDetection", "globalFailover"];
+        self.failover(names, path, settings);
         self.lease("regionLease", "regionTakeover", path, settings);
     }
 
@@ -393,7 +439,15 @@ fn sync_rule_of_thumb(rtt_ms: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latency::tests::{example, layout};
+    use crate::latency::tests::layout;
+    use crate::scenario;
+
+    /// The world of the example scenario.
+    fn world(assumptions: Assumptions) -> World {
+        let mut scenario = scenario::parse(include_str!("../data/three-regions.json")).unwrap();
+        scenario.timing = assumptions;
+        scenario.world().unwrap().0
+    }
 
     fn value(timing: &Timing, name: &str) -> f64 {
         timing.get(name).unwrap_or_else(|| panic!("no {name}")).value
@@ -401,8 +455,9 @@ mod tests {
 
     #[test]
     fn timing_follows_the_formulas() {
-        let model = example();
-        let timing = Timing::derive(&model, &layout(Design::Flat, 0, [2, 2, 1]), Assumptions::default());
+        let world = world(Assumptions::default());
+        let model = &world.model;
+        let timing = Timing::derive(&world, &layout(Design::Flat, 0, [2, 2, 1]));
         // k = 1 + ceil(ln(3.858e-7 * 0.1 / 5e-5) / ln 0.5) = 1 + ceil(10.34).
         let way = &model.rtt[0][2];
         let election = 12.0 * 100.0 + (way.quantile(0.999) - way.floor_ms()) / 2.0 + 100.0;
@@ -414,11 +469,15 @@ mod tests {
         assert_eq!(value(&timing, "leaderLease"), lease.ceil());
         assert_eq!(value(&timing, "failover"), (election + 100.0 + 200.0 + 6.0 * 62.0 + 2.0).ceil());
         assert!(value(&timing, "maxSessionTimeout") >= 40_000.0);
+        assert_eq!(value(&timing, "detection"), (election + 100.0).ceil());
+        // l (1 - q) q^(k - 1) / h = 1e-4 * 0.5 * 2^-11 / 0.1 s.
+        let per_year = 5e-4 / 2048.0 * SECONDS_PER_YEAR;
+        assert!((value(&timing, "falseElections") - per_year).abs() < 0.05);
     }
 
     #[test]
     fn two_levels_have_timeouts_of_their_own() {
-        let timing = Timing::derive(&example(), &layout(Design::Two, 0, [3, 3, 1]), Assumptions::default());
+        let timing = Timing::derive(&world(Assumptions::default()), &layout(Design::Two, 0, [3, 3, 1]));
         assert!(value(&timing, "globalElectionTimeout") > value(&timing, "electionTimeout"));
         assert!(value(&timing, "minGlobalSessionTimeout") > value(&timing, "minSessionTimeout"));
         assert!(value(&timing, "regionTakeover") > value(&timing, "regionLease"));
@@ -426,11 +485,19 @@ mod tests {
     }
 
     #[test]
+    fn sessions_are_as_long_as_clients_ask() {
+        let mut world = world(Assumptions::default());
+        world.session_timeout_ms = Some(120_000.0);
+        let timing = Timing::derive(&world, &layout(Design::Flat, 0, [1, 1, 1]));
+        assert_eq!(value(&timing, "maxSessionTimeout"), 120_000.0);
+    }
+
+    #[test]
     fn more_loss_needs_more_heartbeats() {
         let election = |loss| {
             let assumptions = Assumptions { loss, ..Assumptions::default() };
             value(
-                &Timing::derive(&example(), &layout(Design::Flat, 0, [1, 1, 1]), assumptions),
+                &Timing::derive(&world(assumptions), &layout(Design::Flat, 0, [1, 1, 1])),
                 "electionTimeout",
             )
         };

@@ -26,10 +26,10 @@ proptest! {
         let pick = |i: usize| if mixed[i] { times[i] } else { small[i] };
         let mut scenario = Scenario { regions: ["a", "b", "c"].map(str::to_owned).to_vec(), ..Scenario::default() };
         for (i, (from, to)) in [("a", "b"), ("a", "c"), ("b", "c")].into_iter().enumerate() {
-            let time = Time { p50: pick(i), p99: Some(pick(i) + small[i + 3]) };
+            let time = Time::new(pick(i), Some(pick(i) + small[i + 3]));
             scenario.rtt.entry(from.to_owned()).or_default().insert(to.to_owned(), time);
         }
-        scenario.fsync = Time { p50: pick(3), p99: Some(pick(4)) };
+        scenario.fsync = Time::new(pick(3), Some(pick(4)));
         scenario.client_rtt = pick(5);
         scenario.max_voters = limits.0.into();
         scenario.max_per_region_default = limits.1.into();

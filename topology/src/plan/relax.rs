@@ -70,6 +70,10 @@ pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) 
     let knobs = if relaxations_searched { knobs(scenario) } else { Vec::new() };
     let mut relaxations: Vec<Relaxation> =
         knobs.into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
+    if relaxations_searched {
+        relaxations
+            .extend(ceilings(scenario).iter().filter_map(|ceiling| ceiling.raised(scenario, objective)));
+    }
     relaxations.sort_by(|a, b| {
         a.steps
             .cmp(&b.steps)
@@ -78,6 +82,81 @@ pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) 
     });
     Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
 }
+
+type SetCeiling = Box<dyn Fn(&mut Scenario, f64)>;
+
+/// A figure that must not exceed a number.
+struct Ceiling {
+    key: String,
+    now: f64,
+    /// The scenario without the ceiling, in which the best layout under the objective has the least
+    /// of the figure.
+    least: Scenario,
+    objective: Objective,
+    /// Whether the figure is the cost, which no objective is.
+    is_cost: bool,
+    /// The scenario with another ceiling.
+    set: SetCeiling,
+}
+
+fn ceilings(scenario: &Scenario) -> Vec<Ceiling> {
+    type Field = fn(&mut Scenario) -> &mut Option<f64>;
+    let fields: [(&str, Objective, Field); 4] = [
+        ("max_mean_write_ms", Objective::Mean, |s| &mut s.require.max_mean_write_ms),
+        ("max_worst_write_ms", Objective::Worst, |s| &mut s.require.max_worst_write_ms),
+        ("max_after_loss_ms", Objective::AfterLoss, |s| &mut s.require.max_after_loss_ms),
+        ("max_cost", Objective::Mean, |s| &mut s.require.max_cost),
+    ];
+    let mut ceilings: Vec<Ceiling> = fields
+        .into_iter()
+        .filter_map(|(key, objective, field)| {
+            let mut least = scenario.clone();
+            let now = field(&mut least).take()?;
+            let set: SetCeiling = Box::new(move |s, to| *field(s) = Some(to));
+            let key_path = format!("require.{key}");
+            Some(Ceiling { key: key_path, now, least, objective, is_cost: key == "max_cost", set })
+        })
+        .collect();
+    for (name, now) in &scenario.require.max_write_ms {
+        let mut least = scenario.clone();
+        least.require.max_write_ms.remove(name);
+        least.client_write_share = [(name.clone(), 1.0)].into();
+        let region = name.clone();
+        let set: SetCeiling = Box::new(move |s, to| {
+            s.require.max_write_ms.insert(region.clone(), to);
+        });
+        let (key, objective) = (format!("require.max_write_ms.{name}"), Objective::Mean);
+        ceilings.push(Ceiling { key, now: *now, least, objective, is_cost: false, set });
+    }
+    ceilings
+}
+
+impl Ceiling {
+    /// The least ceiling that a layout stays below, if that alone makes one fit.
+    fn raised(&self, scenario: &Scenario, objective: Objective) -> Option<Relaxation> {
+        let (world, _) = self.least.world().ok()?;
+        let found = Search::new(&world, self.objective, CEILING_CANDIDATES).run();
+        let fitting = found.iter().filter(|standing| standing.feasible);
+        let least = fitting
+            .map(|standing| match self.is_cost {
+                true => world.prices.cost_per_month(&standing.layout, &world.traffic),
+                false => standing.figures.objective_ms,
+            })
+            .fold(f64::INFINITY, f64::min);
+        // Rounded up to what people write down.
+        let to = (least * 10.0).ceil() / 10.0;
+        let scenario = changed(scenario, |s| (self.set)(s, to));
+        let knob = Knob {
+            key: self.key.clone(),
+            from: self.now.to_string(),
+            steps: vec![(to.to_string(), scenario)],
+        };
+        least.is_finite().then(|| first_that_works(knob, objective))?
+    }
+}
+
+/// Layouts among which the cheapest is looked for, beside the Pareto front.
+const CEILING_CANDIDATES: usize = 100;
 
 fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
     knob.steps.into_iter().enumerate().find_map(|(i, (to, scenario))| {
@@ -119,7 +198,7 @@ fn knobs(scenario: &Scenario) -> Vec<Knob> {
 }
 
 fn requirement_knobs(scenario: &Scenario) -> Vec<Knob> {
-    let require = scenario.require;
+    let require = &scenario.require;
     let mut knobs = Vec::new();
     let mut down = |key: &str, from: usize, least: usize, set: &dyn Fn(&mut Scenario, usize)| {
         let steps =
@@ -141,22 +220,17 @@ fn requirement_knobs(scenario: &Scenario) -> Vec<Knob> {
 /// Names struck from a list, one list at a time; and every design instead of some.
 fn list_knobs(scenario: &Scenario) -> Vec<Knob> {
     let mut knobs = Vec::new();
-    for name in &scenario.witness {
-        let without = changed(scenario, |s| s.witness.retain(|witness| witness != name));
-        knobs.push(Knob {
-            key: "witness".to_owned(),
+    let mut struck = |key: &str, names: &[String], strike: &dyn Fn(&mut Scenario, &String)| {
+        knobs.extend(names.iter().map(|name| Knob {
+            key: key.to_owned(),
             from: name.clone(),
-            steps: vec![(format!("not {name}"), without)],
-        });
-    }
-    for name in &scenario.never_leader {
-        let without = changed(scenario, |s| s.never_leader.retain(|never| never != name));
-        knobs.push(Knob {
-            key: "never_leader".to_owned(),
-            from: name.clone(),
-            steps: vec![(format!("not {name}"), without)],
-        });
-    }
+            steps: vec![(format!("not {name}"), changed(scenario, |s| strike(s, name)))],
+        }));
+    };
+    struck("witness", &scenario.witness, &|s, name| s.witness.retain(|other| other != name));
+    struck("never_leader", &scenario.never_leader, &|s, name| s.never_leader.retain(|other| other != name));
+    struck("must_vote", &scenario.must_vote, &|s, name| s.must_vote.retain(|other| other != name));
+    struck("never_vote", &scenario.never_vote, &|s, name| s.never_vote.retain(|other| other != name));
     if Design::ALL.iter().any(|design| !scenario.designs.contains(design)) {
         let names: Vec<&str> = scenario.designs.iter().map(|design| design.name()).collect();
         let all = changed(scenario, |s| s.designs = Design::ALL.to_vec());
@@ -212,6 +286,21 @@ fn reason(scenario: &Scenario, world: &World) -> String {
     if leader_min > 1 {
         wanted.push(format!("hold {leader_min} voters in the leader's region"));
     }
+    let must: Vec<&str> = scenario.must_vote.iter().map(String::as_str).collect();
+    if !must.is_empty() {
+        wanted.push(format!("hold voters in {}", must.join(", ")));
+    }
+    let require = &scenario.require;
+    let ceilings = [
+        ("write on average", require.max_mean_write_ms, " ms"),
+        ("write in every region", require.max_worst_write_ms, " ms"),
+        ("write after the loss of any region", require.max_after_loss_ms, " ms"),
+        ("cost a month", require.max_cost, ""),
+    ];
+    let given = ceilings.into_iter().filter_map(|(what, most, unit)| Some((what, most?, unit)));
+    wanted.extend(given.map(|(what, most, unit)| format!("{what} within {most}{unit}")));
+    wanted
+        .extend(require.max_write_ms.iter().map(|(region, ms)| format!("write in {region} within {ms} ms")));
     let designs: Vec<&str> = scenario.designs.iter().map(|design| design.name()).collect();
     format!(
         "none of {} layouts ({}) of at most {voters_max} voters can {}",

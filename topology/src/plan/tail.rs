@@ -130,7 +130,8 @@ impl Guide for Contenders<'_> {
             return true;
         }
         let by_region = partial.design.votes_by_region();
-        if (world.survive_regions > 1 && !by_region) || self.moves_clients(partial.design) {
+        let restricted = world.space.must_vote.contains(&true) || !world.ceilings.are_infinite();
+        if restricted || (world.survive_regions > 1 && !by_region) || self.moves_clients(partial.design) {
             return false;
         }
         let spare = usize::from(partial.total - 1) / 2;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::diagnostic::{Diagnostic, Level};
 use crate::layout::{Design, Layout};
-use crate::plan::{Assessment, Infeasible, Objective, Plan};
+use crate::plan::{Assessment, Forecast, Homes, Infeasible, Latency, Objective, Plan, Situation};
 use crate::timing::Timing;
 
 /// Rows of the table beside those of the Pareto front.
@@ -14,6 +14,9 @@ const ROWS_MAX: usize = 20;
 
 /// Client regions that get a column each.
 const CLIENT_COLUMNS_MAX: usize = 6;
+
+/// Regions that get a row each.
+const REGION_ROWS_MAX: usize = 12;
 
 /// Findings printed of each level.
 const FINDINGS_MAX: usize = 12;
@@ -30,6 +33,16 @@ pub fn text(plan: &Plan) -> String {
     }
     line(&mut out, "");
     table(&mut out, plan);
+    if let Some(forecast) = &plan.forecast {
+        line(&mut out, "");
+        operations(&mut out, plan, forecast);
+        line(&mut out, "");
+        situations(&mut out, plan, forecast);
+    }
+    if plan.recommended.is_some() {
+        line(&mut out, "");
+        budget(&mut out, plan);
+    }
     if let Some(timing) = &plan.timing {
         line(&mut out, "");
         timing_table(&mut out, timing);
@@ -96,6 +109,15 @@ pub fn comparison(plan: &Plan, a: &Assessment, b: &Assessment) -> String {
     };
     rows.push(counts("regions survived", a.survives_regions, b.survives_regions));
     rows.push(counts("WAN copies per write", a.wan_copies_per_write, b.wan_copies_per_write));
+    rows.push(counts("any voters that may fail", a.quorum.resilience, b.quorum.resilience));
+    if let Some((x, y)) = a.cost_per_month.zip(b.cost_per_month) {
+        rows.push(vec![
+            "cost a month".to_owned(),
+            format!("{x:.2}"),
+            format!("{y:.2}"),
+            format!("{:+.2}", y - x),
+        ]);
+    }
     rows.push(counts("voters", a.layout.voter_count(), b.layout.voter_count()));
     rows.push(vec![
         "unavailable per year".to_owned(),
@@ -143,21 +165,43 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
     line(
         out,
         format_args!(
-            "  Without a quorum for {} a year (servers failing independently: {}); {} copies of a write between regions.",
+            "  Without a quorum for {} a year (servers failing independently: {}).",
             per_year(best.unavailability),
-            per_year(best.independent_unavailability),
-            best.wan_copies_per_write
+            per_year(best.independent_unavailability)
         ),
     );
+    traffic(out, plan, best);
     if let Some(homes) = &plan.homes {
         line(
             out,
             format_args!(
-                "  Subtrees that one region writes are faster homed there: {:.1} ms on average instead of {:.1}.",
-                homes.mean_write_ms, best.mean_write_ms
+                "  One home per client region instead of one leader: {:.1} ms on average, {:.1} less{}.",
+                homes.mean_write_ms,
+                best.mean_write_ms - homes.mean_write_ms,
+                elsewhere(homes, names)
             ),
         );
     }
+}
+
+/// The client regions whose subtrees are homed in another region.
+fn elsewhere(homes: &Homes, names: &[String]) -> String {
+    let away = homes.home.iter().enumerate().filter(|(client, home)| client != *home);
+    let away: Vec<String> =
+        away.map(|(client, home)| format!("{} in {}", names[client], names[*home])).collect();
+    if away.is_empty() { String::new() } else { format!(" ({})", away.join(", ")) }
+}
+
+fn traffic(out: &mut String, plan: &Plan, best: &Assessment) {
+    let traffic = &plan.world.traffic;
+    let cost = best.cost_per_month.map(|cost| format!("; {cost:.2} a month")).unwrap_or_default();
+    line(
+        out,
+        format_args!(
+            "  {} copies of a write between regions: {:.0} kB/s at {} writes/s of {} bytes{cost}.",
+            best.wan_copies_per_write, best.wan_kb_per_s, traffic.writes_per_s, traffic.write_bytes
+        ),
+    );
 }
 
 fn sentence(layout: &Layout, names: &[String]) -> String {
@@ -304,14 +348,82 @@ fn row(plan: &Plan, index: usize, assessment: &Assessment, clients: &[usize]) ->
     row
 }
 
+/// Every operation in every region.
+fn operations(out: &mut String, plan: &Plan, forecast: &Forecast) {
+    let names = &plan.world.model.regions;
+    let titles = ["", "read", "write", "sync + read", "lock", "hand-off at most"].map(str::to_owned);
+    let mut rows = vec![titles.to_vec()];
+    for (region, client) in forecast.now.clients.iter().enumerate().take(REGION_ROWS_MAX) {
+        let Some(client) = client else { continue };
+        let mut row = vec![names[region].clone()];
+        row.extend([client.read, client.write, client.sync_read, client.lock].map(both));
+        let farthest = forecast.hand_off[region].iter().flatten();
+        let farthest = farthest.max_by(|a, b| a.typical.total_cmp(&b.typical));
+        row.push(farthest.copied().map_or("-".to_owned(), both));
+        rows.push(row);
+    }
+    line(out, "The recommended layout, ms: by the formula (p99):");
+    aligned(out, &rows);
+}
+
+/// Writes after each loss and each move of the leader.
+fn situations(out: &mut String, plan: &Plan, forecast: &Forecast) {
+    let names = &plan.world.model.regions;
+    let clients: Vec<usize> = plan.world.model.client_regions().take(CLIENT_COLUMNS_MAX + 1).collect();
+    let shown: &[usize] = if clients.len() > CLIENT_COLUMNS_MAX { &[] } else { &clients };
+    let mut header = vec!["its writes".to_owned(), "leader".to_owned()];
+    header.extend(shown.iter().map(|client| format!("in {}", names[*client])));
+    header.push("mean".to_owned());
+    let mut rows = vec![header];
+    let mut row = |what: String, situation: Option<&Situation>| {
+        let mut row = vec![what];
+        match situation {
+            Some(situation) => {
+                row.push(names[situation.leader].clone());
+                let write =
+                    |client: &usize| situation.clients[*client].map_or("-".to_owned(), |c| both(c.write));
+                row.extend(shown.iter().map(write));
+                row.push(both(situation.mean_write));
+            }
+            None => row.extend(std::iter::repeat_n("stops".to_owned(), shown.len() + 2)),
+        }
+        rows.push(row);
+    };
+    row("now".to_owned(), Some(&forecast.now));
+    let regions = (0..names.len()).take(REGION_ROWS_MAX);
+    let losses: Vec<usize> =
+        regions.clone().filter(|region| plan.best().is_some_and(|b| b.layout.servers(*region) > 0)).collect();
+    for lost in losses {
+        row(format!("{} lost", names[lost]), forecast.after_loss[lost].as_ref());
+    }
+    for leader in regions {
+        if let Some(situation) = &forecast.after_move[leader] {
+            row("leader moved".to_owned(), Some(situation));
+        }
+    }
+    aligned(out, &rows);
+}
+
+/// What the unavailability is made of.
+fn budget(out: &mut String, plan: &Plan) {
+    let parts: Vec<String> =
+        plan.budget.iter().map(|item| format!("{} {}", item.cause, per_year(item.unavailability))).collect();
+    line(out, format_args!("Without a quorum, per year, by what fails: {}.", parts.join(", ")));
+}
+
+fn both(latency: Latency) -> String {
+    format!("{:.1} ({:.1})", latency.typical, latency.p99)
+}
+
 fn timing_table(out: &mut String, timing: &Timing) {
     line(out, "Timing of the recommended layout:");
     let width = timing.settings.iter().map(|setting| setting.name.len()).max().unwrap_or(0);
     for setting in &timing.settings {
-        let value = format!("{:.0} {}", setting.value, setting.unit);
-        line(out, format_args!("  {:width$}  {value:>11}  {}", setting.name, setting.reason));
+        let digits = usize::from(setting.value.fract() != 0.0);
+        let value = format!("{:.digits$} {}", setting.value, setting.unit);
+        line(out, format_args!("  {:width$}  {value:>12}  {}", setting.name, setting.reason));
         if let Some(rule) = &setting.rule_of_thumb {
-            line(out, format_args!("  {:width$}  {:>11}  (rule of thumb: {rule})", "", ""));
+            line(out, format_args!("  {:width$}  {:>12}  (rule of thumb: {rule})", "", ""));
         }
     }
 }
@@ -334,9 +446,10 @@ fn aligned(out: &mut String, rows: &[Vec<String>]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let is_figure = |column: usize| {
-        rows.iter()
-            .skip(1)
-            .all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || "+-<xs".contains(c)))
+        rows.iter().skip(1).all(|row| {
+            row[column].starts_with(|c: char| c.is_ascii_digit() || "+-<x".contains(c))
+                || row[column] == "stops"
+        })
     };
     let figures: Vec<bool> = (0..columns).map(|column| column > 0 && is_figure(column)).collect();
     for row in rows {
