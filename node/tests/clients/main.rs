@@ -6,6 +6,8 @@ mod raw;
 mod region;
 
 mod authentication;
+mod edge_cases;
+mod hostile;
 mod limits;
 mod local_sessions;
 mod members;
