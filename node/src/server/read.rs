@@ -41,6 +41,7 @@ impl Reader<'_> {
     fn body(&self, view: &View, request: &Request<'_>, out: &mut BytesMut) -> Result<(), ErrorCode> {
         let tree = &view.state.tree;
         match request {
+            Request::Exists { path, .. } if path.contains('\0') => return Err(ErrorCode::BadArguments),
             Request::Exists { path, .. } => self.readable(tree, path)?.stat().encode(out),
             Request::GetData { path, .. } => {
                 let znode = self.readable(tree, path)?;
