@@ -123,7 +123,10 @@ async fn transfer_leadership(
 }
 
 /// Reads JSON. It must say that it is JSON: a page in a browser can't send that without asking first.
-fn read<T: for<'a> Deserialize<'a>>(headers: &HeaderMap, body: &Bytes) -> Result<T, Box<Response>> {
+pub(super) fn read<T: for<'a> Deserialize<'a>>(
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<T, Box<Response>> {
     let is_json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())

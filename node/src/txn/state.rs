@@ -722,8 +722,8 @@ impl Apply<'_, '_> {
     /// Replaces the content of what an orderer orders. A snapshot that is not whole changes nothing.
     fn install(&mut self, orderer: Orderer, pieces: &[Bytes], global: Option<federation::GlobalInstall>) {
         let snapshot = match SubtreeSnapshot::read(pieces) {
-            Ok(snapshot) if snapshot.orderer == orderer => snapshot,
-            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer refused"),
+            Ok(snapshot) if snapshot.orderer == orderer && self.is_news(&snapshot) => snapshot,
+            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer, or an old one, refused"),
             Err(error) => return tracing::error!(%error, ?orderer, "damaged snapshot refused"),
         };
         self.state.next_zxid();
@@ -735,6 +735,17 @@ impl Apply<'_, '_> {
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
         }
+        if let Orderer::Home(subtree) = orderer {
+            let time_ms = self.state.time_ms;
+            let deliveries = self.state.federation.begin_home(subtree, time_ms);
+            self.deliver(deliveries);
+        }
+    }
+
+    /// Whether a snapshot takes a homed subtree forward; of the global order the consensus engine knows.
+    fn is_news(&self, snapshot: &SubtreeSnapshot) -> bool {
+        let known = self.state.federation.orders.get(&snapshot.orderer);
+        snapshot.orderer == Orderer::Global || known.is_none_or(|o| o.position <= snapshot.order.position)
     }
 }
 
