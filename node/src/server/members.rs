@@ -71,7 +71,7 @@ fn report(service: &Service) -> Value {
     let guests: Vec<u64> = roster.learners.iter().filter(|server| !known(server)).copied().collect();
     json!({
         "version": format!("{:x}", ensemble.version),
-        "changing": ensemble.change.is_some(),
+        "changing": ensemble.change.is_some() || !roster.settled,
         "members": listed.collect::<Vec<_>>(),
         "present_without_membership": guests,
     })
