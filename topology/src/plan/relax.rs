@@ -135,7 +135,7 @@ impl Ceiling {
     /// The least ceiling that a layout stays below, if that alone makes one fit.
     fn raised(&self, scenario: &Scenario, objective: Objective) -> Option<Relaxation> {
         let (world, _) = self.least.world().ok()?;
-        let found = Search::new(&world, self.objective, CEILING_CANDIDATES).run();
+        let found = Search::new(&world, self.objective, CEILING_CANDIDATES, &mut |_| {}).run().standings;
         let fitting = found.iter().filter(|standing| standing.feasible);
         let least = fitting
             .map(|standing| match self.is_cost {
@@ -164,7 +164,7 @@ fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
         if world.space.count() > LAYOUTS_MAX {
             return None;
         }
-        let found = Search::new(&world, objective, 1).run();
+        let found = Search::new(&world, objective, 1, &mut |_| {}).run().standings;
         let best = found.first().filter(|best| best.feasible)?;
         Some(Relaxation {
             key: knob.key.clone(),

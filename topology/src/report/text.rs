@@ -31,6 +31,10 @@ pub fn text(plan: &Plan) -> String {
         (None, Some(infeasible)) => refusal(&mut out, infeasible),
         (None, None) => {}
     }
+    if plan.change.is_some() {
+        line(&mut out, "");
+        out.push_str(&super::running(plan));
+    }
     line(&mut out, "");
     table(&mut out, plan);
     if let Some(forecast) = &plan.forecast {
@@ -156,10 +160,11 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
         other => format!(" {:.1} ms by `{other}`,", best.objective_ms(other)),
     };
     let considered = plan.considered;
-    line(
-        out,
-        format_args!("  {:.1} ms on average;{least} the least of {considered} layouts.", best.mean_write_ms),
-    );
+    let rest = match plan.gap_ms {
+        gap_ms if gap_ms > 0.0 => format!("no other of {considered} layouts has {gap_ms:.1} ms less"),
+        _ => format!("the least of {considered} layouts"),
+    };
+    line(out, format_args!("  {:.1} ms on average;{least} {rest}.", best.mean_write_ms));
     local_commits(out, plan, best);
     after_loss(out, plan, best);
     line(
@@ -429,7 +434,7 @@ fn timing_table(out: &mut String, timing: &Timing) {
 }
 
 /// A share of time as a time per year, in the unit that suits it.
-fn per_year(share: f64) -> String {
+pub(super) fn per_year(share: f64) -> String {
     let seconds = share * SECONDS_PER_YEAR;
     match seconds {
         s if s < 0.5e-4 => "< 0.1 ms".to_owned(),
