@@ -38,6 +38,8 @@ proptest! {
         if let Ok(plan) = plan(&scenario, Objective::P99) {
             report::json(&plan);
             report::text(&plan);
+            report::html(&plan);
+            report::configuration(&plan);
         }
     }
 }

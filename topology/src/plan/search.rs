@@ -295,15 +295,15 @@ fn rank(a: &Standing, b: &Standing) -> Ordering {
         .then_with(|| b.layout.voters.cmp(&a.layout.voters))
 }
 
-/// The objective, the preference of leaders, then the mean, the time after a loss, availability and
-/// cost.
+/// The objective, the preference of leaders, then the latencies, availability and cost.
 fn order(a: &Figures, b: &Figures) -> Ordering {
-    let latencies = |f: &Figures| [rounded(f.mean_write_ms), rounded(f.after_loss_ms)];
+    let latencies =
+        |f: &Figures| [rounded(f.mean_write_ms), rounded(f.worst_write_ms), rounded(f.after_loss_ms)];
     rounded(a.objective_ms)
         .cmp(&rounded(b.objective_ms))
         .then_with(|| a.preference.cmp(&b.preference))
         .then_with(|| latencies(a).cmp(&latencies(b)))
-        .then_with(|| a.unavailability.total_cmp(&b.unavailability))
+        .then_with(|| stepped(a.unavailability).cmp(&stepped(b.unavailability)))
         .then_with(|| a.voters.cmp(&b.voters))
         .then_with(|| a.wan_copies.cmp(&b.wan_copies))
 }
@@ -313,8 +313,13 @@ fn rounded(ms: f64) -> i64 {
     (ms / SAME_MS + 0.5) as i64
 }
 
-/// Unavailability below this is as good as none: a thirtieth of a second a year.
-const SAME_UNAVAILABILITY: f64 = 1e-9;
+/// Unavailability in steps of [`SAME_UNAVAILABILITY`].
+fn stepped(unavailability: f64) -> i64 {
+    (unavailability / SAME_UNAVAILABILITY) as i64
+}
+
+/// Unavailability below this is as good as none: three milliseconds a year.
+const SAME_UNAVAILABILITY: f64 = 1e-10;
 
 /// What the Pareto front counts, in whole steps.
 type Counts = [i64; 6];
@@ -324,7 +329,7 @@ fn counts(figures: &Figures) -> Counts {
         rounded(figures.mean_write_ms),
         rounded(figures.worst_write_ms),
         rounded(figures.after_loss_ms),
-        (figures.unavailability / SAME_UNAVAILABILITY) as i64,
+        stepped(figures.unavailability),
         figures.voters as i64,
         figures.wan_copies as i64,
     ]

@@ -40,6 +40,14 @@ fn gain(out: &mut String, plan: &Plan, best: &Assessment, change: &Change) -> st
     }
     let verdict = if change.worth_it { "worth a change" } else { "not worth a change" };
     match change.gain_ms {
+        gain_ms if !running.violations.is_empty() && gain_ms < 0.05 => {
+            writeln!(
+                out,
+                "  {:.1} ms more by `{}`, for the requirements: {verdict}",
+                gain_ms.abs(),
+                plan.objective
+            )
+        }
         gain_ms if gain_ms.is_finite() => {
             let share = 100.0 * gain_ms / running.objective_ms(plan.objective);
             writeln!(out, "  {gain_ms:.1} ms less by `{}` ({share:.0} %): {verdict}", plan.objective)

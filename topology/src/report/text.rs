@@ -183,15 +183,16 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
                 "  One home per client region instead of one leader: {:.1} ms on average, {:.1} less{}.",
                 homes.mean_write_ms,
                 best.mean_write_ms - homes.mean_write_ms,
-                elsewhere(homes, names)
+                elsewhere(homes, &model.shares, names)
             ),
         );
     }
 }
 
 /// The client regions whose subtrees are homed in another region.
-fn elsewhere(homes: &Homes, names: &[String]) -> String {
-    let away = homes.home.iter().enumerate().filter(|(client, home)| client != *home);
+fn elsewhere(homes: &Homes, shares: &[f64], names: &[String]) -> String {
+    let away =
+        homes.home.iter().enumerate().filter(|(client, home)| shares[*client] > 0.0 && client != *home);
     let away: Vec<String> =
         away.map(|(client, home)| format!("{} in {}", names[client], names[*home])).collect();
     if away.is_empty() { String::new() } else { format!(" ({})", away.join(", ")) }
@@ -209,7 +210,7 @@ fn traffic(out: &mut String, plan: &Plan, best: &Assessment) {
     );
 }
 
-fn sentence(layout: &Layout, names: &[String]) -> String {
+pub(super) fn sentence(layout: &Layout, names: &[String]) -> String {
     let design = match layout.design {
         Design::Flat => "one flat ensemble",
         Design::Hier => "one ensemble with a group per region",
