@@ -809,13 +809,13 @@ fn a_bound_that_no_layout_meets_is_raised_as_little_as_possible() {
     check_scenario(
         &bounded("max_after_loss_ms = 150, max_worst_write_ms = 120"),
         expect![[r#"
-        warning[infeasible]: require: none of 132 layouts (flat, hier, two) of at most 9 voters can lose any region and write in every region within 120 ms and write after the loss of any region within 150 ms
-         --> s.toml:4:11
-          |
-        4 | require = { survive_regions = 1, max_after_loss_ms = 150, max_worst_write_ms = 120 }
-          |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-          help: no single change helps: relax two requirements, or add regions
-    "#]],
+            warning[infeasible]: require: none of 132 layouts (flat, hier, two) of at most 9 voters can lose any region and write in every region within 120 ms and write after the loss of any region within 150 ms
+             --> s.toml:4:11
+              |
+            4 | require = { survive_regions = 1, max_after_loss_ms = 150, max_worst_write_ms = 120 }
+              |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+              help: least change: require.max_after_loss_ms and require.max_worst_write_ms from 150 and 120 to 196.5 and 138.5, then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
+        "#]],
     );
     check_scenario(
         &format!("cost.voter = 100\n{}", bounded("max_cost = 250")),

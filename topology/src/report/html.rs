@@ -225,10 +225,7 @@ fn operations(out: &mut String, plan: &Plan, forecast: &Forecast) -> std::fmt::R
     for (region, client) in forecast.now.clients.iter().enumerate() {
         let Some(client) = client else { continue };
         let mut row = vec![names[region].clone()];
-        row.extend([client.read, client.write, client.sync_read, client.lock].map(both));
-        let farthest =
-            forecast.hand_off[region].iter().flatten().max_by(|a, b| a.typical.total_cmp(&b.typical));
-        row.push(farthest.copied().map_or("-".to_owned(), both));
+        row.extend([client.read, client.write, client.sync_read, client.lock, client.hand_off].map(both));
         rows.push(row);
     }
     table(out, &header, &rows, 1)

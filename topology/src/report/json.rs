@@ -263,6 +263,7 @@ struct SituationView<'p> {
     leader: &'p str,
     commit_ms: Latency,
     mean_write_ms: Latency,
+    mean_sync_read_ms: Latency,
     clients: Named<'p, ClientLatency>,
 }
 
@@ -296,11 +297,13 @@ impl<'p> SituationView<'p> {
             read: client.read.rounded(),
             sync_read: client.sync_read.rounded(),
             lock: client.lock.rounded(),
+            hand_off: client.hand_off.rounded(),
         };
         SituationView {
             leader: &names[situation.leader],
             commit_ms: situation.commit.rounded(),
             mean_write_ms: situation.mean_write.rounded(),
+            mean_sync_read_ms: situation.mean_sync_read.rounded(),
             clients: Named::some(names, situation.clients.iter().map(|client| client.as_ref().map(rounded))),
         }
     }

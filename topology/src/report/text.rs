@@ -281,7 +281,7 @@ fn regions(count: usize) -> String {
 fn refusal(out: &mut String, infeasible: &Infeasible) {
     line(out, format_args!("No layout fits: {}.", infeasible.reason));
     if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
-        line(out, "  No single change helps: relax two requirements, or add regions.");
+        line(out, "  No change of one key helps, nor of two: add regions.");
     }
     for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
         let lead = if i == 0 { "Least change" } else { "or" };
@@ -362,13 +362,22 @@ fn operations(out: &mut String, plan: &Plan, forecast: &Forecast) {
     for (region, client) in forecast.now.clients.iter().enumerate().take(REGION_ROWS_MAX) {
         let Some(client) = client else { continue };
         let mut row = vec![names[region].clone()];
-        row.extend([client.read, client.write, client.sync_read, client.lock].map(both));
-        let farthest = forecast.hand_off[region].iter().flatten();
-        let farthest = farthest.max_by(|a, b| a.typical.total_cmp(&b.typical));
-        row.push(farthest.copied().map_or("-".to_owned(), both));
+        row.extend([client.read, client.write, client.sync_read, client.lock, client.hand_off].map(both));
         rows.push(row);
     }
-    line(out, "The recommended layout, ms: by the formula (p99):");
+    let now = &forecast.now;
+    rows.push(
+        [
+            "mean".to_owned(),
+            "-".to_owned(),
+            both(now.mean_write),
+            both(now.mean_sync_read),
+            "-".to_owned(),
+            "-".to_owned(),
+        ]
+        .to_vec(),
+    );
+    line(out, "The recommended layout, ms: by the formula (p99); means by the clients' writes and reads:");
     aligned(out, &rows);
 }
 
