@@ -22,7 +22,8 @@ use crate::matrix::{Matrix, RoundTrip};
 use crate::survival::Succession;
 use crate::timing::Assumptions;
 
-/// Most layouts that are searched: about half a minute's work.
+/// Most layouts that are searched whole: about half a minute's work. Of more, the search looks at a
+/// part, and says how far from the best its answer may be.
 pub const LAYOUTS_MAX: u64 = 3_000_000_000;
 
 /// What to plan for. Times are milliseconds; everything but the regions and their round trips has
@@ -431,11 +432,6 @@ impl Scenario {
             return Err(diagnostics);
         };
         let space = self.space();
-        if space.count() > LAYOUTS_MAX {
-            diagnostics.retain(|finding| finding.level > Level::Note);
-            diagnostics.push(too_many_layouts(space.count()));
-            return Err(diagnostics);
-        }
         let ceiling = |most: Option<f64>| most.unwrap_or(f64::INFINITY);
         let require = &self.require;
         let per_region = |name: &String| ceiling(require.max_write_ms.get(name).copied());
@@ -602,11 +598,6 @@ impl Scenario {
             pipeline: self.pipeline,
         })
     }
-}
-
-fn too_many_layouts(count: u64) -> Diagnostic {
-    Diagnostic::new(Code::TooLarge, "max_voters", format!("{count} layouts; the search takes {LAYOUTS_MAX}"))
-        .suggest("lower max_voters or max_per_region_default, or set max_per_region to 0 where no voter should stand")
 }
 
 impl Time {

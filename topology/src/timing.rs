@@ -4,6 +4,8 @@
 //! one is lost too, S the stall of a process, lambda the false elections allowed per second, eps
 //! the drift between two clocks.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::latency::Model;
@@ -89,9 +91,7 @@ impl Timing {
     /// The timeouts that `layout` needs in this world.
     pub fn derive(world: &World, layout: &Layout) -> Timing {
         let (model, assumptions) = (&world.model, world.assumptions);
-        let fsync_p9999_ms = model.fsync.quantile(0.9999);
-        let session_ms = world.session_timeout_ms;
-        let derivation = Derivation { assumptions, fsync_p9999_ms, session_ms, model };
+        let derivation = Derivation::new(world);
         let between_regions = Path::between_regions(model, layout);
         let mut settings = Vec::new();
         if layout.design == Design::Two {
@@ -109,6 +109,140 @@ impl Timing {
     /// A timeout by its name.
     pub fn get(&self, name: &str) -> Option<&Setting> {
         self.settings.iter().find(|setting| setting.name == name)
+    }
+}
+
+/// A timeout in use that does not fit the round trips.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Misfit {
+    /// The timeout.
+    pub name: &'static str,
+    /// What it is, in `unit`.
+    pub value: f64,
+    /// What it must be at least.
+    pub least: f64,
+    /// `ms` or `ticks`.
+    pub unit: &'static str,
+    /// Why.
+    pub reason: String,
+}
+
+/// Names that timeouts in use are given by, as [`Setting::name`].
+pub const TIMEOUTS_IN_USE: [&str; 11] = [
+    "tickTime",
+    "initLimit",
+    "syncLimit",
+    "connectToLearnerMasterLimit",
+    "minSessionTimeout",
+    "maxSessionTimeout",
+    "heartbeat",
+    "electionTimeout",
+    "globalHeartbeat",
+    "globalElectionTimeout",
+    "regionLease",
+];
+
+/// Timeouts in use that are too short for the round trips, whatever may be thought of losses: less
+/// than what the formulas need with two heartbeats lost in a row.
+pub fn misfits(world: &World, layout: &Layout, in_use: &BTreeMap<String, f64>) -> Vec<Misfit> {
+    let derivation = Derivation::new(world);
+    let between_regions = Path::between_regions(&world.model, layout);
+    let used = InUse { derivation, in_use };
+    let mut misfits = Vec::new();
+    let (ensemble, failover_ms) = match layout.design {
+        Design::Two => {
+            let servers = layout.voters.iter().chain(&layout.observers).max().copied().unwrap_or(1);
+            let inside = Path::inside_region(&world.model, usize::from(servers));
+            used.election("globalHeartbeat", "globalElectionTimeout", &between_regions, &mut misfits);
+            used.lease(&between_regions, &mut misfits);
+            let failover_ms = used.failover_ms("electionTimeout", &inside);
+            (inside, failover_ms)
+        }
+        Design::Flat | Design::Hier => {
+            let failover_ms = used.failover_ms("electionTimeout", &between_regions);
+            (between_regions, failover_ms)
+        }
+    };
+    used.election("heartbeat", "electionTimeout", &ensemble, &mut misfits);
+    used.limits(&ensemble, &mut misfits);
+    used.sessions(failover_ms, &mut misfits);
+    misfits
+}
+
+/// Timeouts in use, held against what the round trips need.
+struct InUse<'u> {
+    derivation: Derivation<'u>,
+    in_use: &'u BTreeMap<String, f64>,
+}
+
+impl InUse<'_> {
+    fn get(&self, name: &str) -> Option<f64> {
+        self.in_use.get(name).copied()
+    }
+
+    fn check(
+        &self,
+        name: &'static str,
+        unit: &'static str,
+        least: f64,
+        reason: String,
+        misfits: &mut Vec<Misfit>,
+    ) {
+        if let Some(value) = self.get(name).filter(|value| *value < least.ceil()) {
+            misfits.push(Misfit { name, value, least: least.ceil(), unit, reason });
+        }
+    }
+
+    fn election(&self, beat: &'static str, timeout: &'static str, path: &Path, misfits: &mut Vec<Misfit>) {
+        let a = &self.derivation.assumptions;
+        let heartbeat_ms = self.get(beat).unwrap_or(a.heartbeat_ms);
+        let jitter_ms = (path.p999_ms - path.min_ms) / 2.0;
+        let least_ms = (2.0 * heartbeat_ms + jitter_ms).max(heartbeat_ms + path.p999_ms) + a.stall_ms;
+        let reason = format!(
+            "two heartbeats of {heartbeat_ms:.0} ms and {jitter_ms:.0} ms jitter, or one and the round trip to {} \
+             ({:.0} ms at p99.9), and {:.0} ms stall",
+            path.what, path.p999_ms, a.stall_ms
+        );
+        self.check(timeout, "ms", least_ms, reason, misfits);
+    }
+
+    fn lease(&self, path: &Path, misfits: &mut Vec<Misfit>) {
+        let a = &self.derivation.assumptions;
+        let Some(election_ms) = self.get("globalElectionTimeout") else { return };
+        let least_ms = (election_ms + path.quorum_p999_ms + a.stall_ms) / (1.0 - a.clock_drift);
+        let reason = format!(
+            "a renewal outlives an election ({election_ms:.0} ms), {:.0} ms to a quorum (p99.9) and {:.0} ms stall",
+            path.quorum_p999_ms, a.stall_ms
+        );
+        self.check("regionLease", "ms", least_ms, reason, misfits);
+    }
+
+    fn limits(&self, path: &Path, misfits: &mut Vec<Misfit>) {
+        let Some(tick_ms) = self.get("tickTime").filter(|ms| *ms > 0.0) else { return };
+        let (lag_ms, join_ms) = (self.derivation.lag_ms(path), self.derivation.join_ms(path));
+        let reason = format!("a lagging follower's round trip, flush and backlog take {lag_ms:.0} ms");
+        self.check("syncLimit", "ticks", lag_ms / tick_ms, reason, misfits);
+        let reason = format!("four round trips, a snapshot and its loading take {join_ms:.0} ms");
+        self.check("initLimit", "ticks", join_ms / tick_ms, reason, misfits);
+        let connect_ms = 3.0 * path.p999_ms;
+        let reason = format!("three round trips to {} take {connect_ms:.0} ms", path.what);
+        self.check("connectToLearnerMasterLimit", "ticks", connect_ms / tick_ms, reason, misfits);
+    }
+
+    fn sessions(&self, failover_ms: f64, misfits: &mut Vec<Misfit>) {
+        let reason = format!("shorter sessions end with every failover of {failover_ms:.0} ms");
+        self.check("minSessionTimeout", "ms", failover_ms, reason, misfits);
+        if let Some(wanted_ms) = self.derivation.session_ms {
+            let reason = "clients ask for it".to_owned();
+            self.check("maxSessionTimeout", "ms", wanted_ms, reason, misfits);
+        }
+    }
+
+    fn failover_ms(&self, timeout: &str, path: &Path) -> f64 {
+        let derivation = &self.derivation;
+        let election_ms = self.get(timeout).unwrap_or(derivation.election_timeout_ms(path));
+        let beat_ms = self.get("heartbeat").unwrap_or(derivation.assumptions.heartbeat_ms);
+        election_ms + beat_ms + derivation.takeover_ms(path)
     }
 }
 
@@ -178,7 +312,37 @@ struct Derivation<'m> {
     session_ms: Option<f64>,
 }
 
-impl Derivation<'_> {
+impl<'m> Derivation<'m> {
+    fn new(world: &'m World) -> Self {
+        Derivation {
+            model: &world.model,
+            assumptions: world.assumptions,
+            fsync_p9999_ms: world.model.fsync.quantile(0.9999),
+            session_ms: world.session_timeout_ms,
+        }
+    }
+
+    /// How far a follower may be behind: round trip, flush and backlog.
+    fn lag_ms(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        path.p999_ms + self.fsync_p9999_ms + 1000.0 * a.backlog_mb / a.link_mb_per_s
+    }
+
+    /// What a snapshot is sent at, when all followers ask for one at once.
+    fn snapshot_mb_per_s(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        let parallel = path.members.saturating_sub(1).max(1) as f64;
+        (a.link_mb_per_s / parallel).min(a.window_mb * 1000.0 / path.p999_ms)
+    }
+
+    /// How long a follower needs to join with a snapshot.
+    fn join_ms(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        let transfer_ms = 1000.0 * a.snapshot_mb / self.snapshot_mb_per_s(path);
+        let load_ms = 1000.0 * a.snapshot_mb / a.load_mb_per_s;
+        4.0 * path.p999_ms + transfer_ms + load_ms + self.fsync_p9999_ms
+    }
+
     /// Heartbeats that may go missing in a row before an election: so many that the path's losses
     /// alone cause no more than the allowed false elections.
     fn heartbeats(&self) -> f64 {
@@ -233,8 +397,7 @@ impl Derivation<'_> {
 
     fn sync_limits(&self, path: &Path, tick_ms: f64, settings: &mut Vec<Setting>) {
         let a = &self.assumptions;
-        let backlog_ms = 1000.0 * a.backlog_mb / a.link_mb_per_s;
-        let lag_ms = path.p999_ms + self.fsync_p9999_ms + backlog_ms;
+        let lag_ms = self.lag_ms(path);
         let election_ms = self.election_timeout_ms(path);
         let sync_ticks = (election_ms.max(lag_ms) / tick_ms).ceil().max(2.0);
         settings.push(Setting {
@@ -248,11 +411,7 @@ impl Derivation<'_> {
             ),
             rule_of_thumb: Some(sync_rule_of_thumb(path.p50_ms)),
         });
-        let parallel = path.members.saturating_sub(1).max(1) as f64;
-        let rate = (a.link_mb_per_s / parallel).min(a.window_mb * 1000.0 / path.p999_ms);
-        let transfer_ms = 1000.0 * a.snapshot_mb / rate;
-        let load_ms = 1000.0 * a.snapshot_mb / a.load_mb_per_s;
-        let join_ms = 1.5 * (4.0 * path.p999_ms + transfer_ms + load_ms + self.fsync_p9999_ms);
+        let (rate, join_ms) = (self.snapshot_mb_per_s(path), 1.5 * self.join_ms(path));
         settings.push(Setting {
             name: "initLimit",
             value: (join_ms / tick_ms).ceil(),
@@ -490,6 +649,33 @@ mod tests {
         world.session_timeout_ms = Some(120_000.0);
         let timing = Timing::derive(&world, &layout(Design::Flat, 0, [1, 1, 1]));
         assert_eq!(value(&timing, "maxSessionTimeout"), 120_000.0);
+    }
+
+    #[test]
+    fn timeouts_in_use_are_held_against_the_round_trips() {
+        let world = world(Assumptions::default());
+        let layout = layout(Design::Two, 0, [3, 3, 1]);
+        let of = |pairs: &[(&str, f64)]| -> Vec<&'static str> {
+            let in_use = pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+            misfits(&world, &layout, &in_use).iter().map(|misfit| misfit.name).collect()
+        };
+        let defaults = [
+            ("tickTime", 2000.0),
+            ("heartbeat", 150.0),
+            ("electionTimeout", 750.0),
+            ("globalHeartbeat", 400.0),
+            ("globalElectionTimeout", 2500.0),
+            ("regionLease", 10_000.0),
+            ("minSessionTimeout", 4000.0),
+        ];
+        assert_eq!(of(&defaults), Vec::<&str>::new());
+        assert_eq!(
+            of(&[("globalHeartbeat", 400.0), ("globalElectionTimeout", 800.0)]),
+            ["globalElectionTimeout"]
+        );
+        assert_eq!(of(&[("globalElectionTimeout", 2500.0), ("regionLease", 2000.0)]), ["regionLease"]);
+        assert_eq!(of(&[("tickTime", 100.0), ("syncLimit", 1.0)]), ["syncLimit"]);
+        assert_eq!(of(&[("minSessionTimeout", 500.0)]), ["minSessionTimeout"]);
     }
 
     #[test]

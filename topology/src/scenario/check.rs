@@ -60,6 +60,13 @@ impl Scenario {
             );
         }
         for (i, region) in self.regions.iter().enumerate() {
+            if !is_name(region) {
+                let message = format!("{region:?} is no name for a region");
+                diagnostics.push(
+                    Diagnostic::new(Code::BadValue, format!("regions[{i}]"), message)
+                        .suggest("take letters, digits, and - _ . : between them; up to 64"),
+                );
+            }
             if self.regions[..i].contains(region) {
                 diagnostics.push(Diagnostic::new(
                     Code::DuplicateRegion,
@@ -392,6 +399,14 @@ impl Scenario {
         });
         tail.into_iter().chain(flat_tails).collect()
     }
+}
+
+/// Names become host names, directories and keys.
+fn is_name(name: &str) -> bool {
+    let inner = |c: char| c.is_alphanumeric() || "-_.:".contains(c);
+    (1..=64).contains(&name.chars().count())
+        && name.starts_with(char::is_alphanumeric)
+        && name.chars().all(inner)
 }
 
 fn check_time(place: &str, time: &Time) -> Option<Diagnostic> {
