@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::start_log;
-use crate::config::{Overrides, Role, ServerConfig};
+use crate::config::{Overrides, Role, ServerConfig, TlsConfig};
 use crate::mesh_server::{MeshPart, MeshServer};
 use crate::peer_tls::PeerIdentity;
 use crate::region::{PeerTls, RegionConfig};
@@ -160,6 +160,11 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     options.reaping = config.client.containers.reaping();
     let (extended_types, enforce_quota) = (config.client.extended_types, config.client.enforce_quota);
     options.policy = Policy { extended_types, enforce_quota };
+    if config.client.listen.is_empty() {
+        options.client_listen = None;
+    }
+    options.authentication = config.client.authentication.authentication()?;
+    options.tls = config.client.tls.as_ref().map(TlsConfig::options);
     Ok(options)
 }
 

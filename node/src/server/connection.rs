@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use meridian_bridge::mesh::Orderer;
 use meridian_seam::entropy::Entropy;
@@ -22,13 +21,14 @@ use meridian_wire::{
     ReplyHeader, Request, RequestHeader, Response, WatcherType, WireError, begin_frame, cut_frame,
     finish_frame,
 };
-use sha1::{Digest, Sha1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 
+use super::authentication::{SaslStep, Verdict};
 use super::client::Client;
 use super::hub::{Hub, Waiting, event_frame, session_id};
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
+use super::sasl::Exchange;
 use super::{ServerOptions, words};
 use crate::region::{Region, View};
 use crate::session::Watch;
@@ -42,12 +42,23 @@ pub(super) struct Service {
     pub(super) options: ServerOptions,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) listening: SocketAddr,
+    pub(super) listening_secure: Option<SocketAddr>,
     pub(super) sessions_opened: AtomicU64,
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(service: Arc<Service>, client: Arc<Client>, stream: BoxStream) {
-    let identities = Identities(vec![("ip".into(), client.peer.ip().to_string())]);
+pub(super) async fn serve(
+    service: Arc<Service>,
+    client: Arc<Client>,
+    stream: BoxStream,
+    certificate_subject: Option<&str>,
+) {
+    let authentication = &service.options.authentication;
+    let mut identities = Identities(vec![("ip".into(), client.peer.ip().to_string())]);
+    if let Some(subject) = certificate_subject {
+        authentication.add_certificate(subject, &mut identities);
+    }
+    let encoded_identities = authentication.encode(&identities).into();
     let mut connection = Connection {
         service,
         stage: Stage::Hello,
@@ -56,8 +67,9 @@ pub(super) async fn serve(service: Arc<Service>, client: Arc<Client>, stream: Bo
         held: None,
         outstanding: VecDeque::new(),
         orderer: None,
-        encoded_identities: identities.encode().into(),
+        encoded_identities,
         identities,
+        exchange: None,
         client,
         tally: Tally::default(),
         room: IDLE_BYTES,
@@ -85,6 +97,8 @@ struct Connection {
     orderer: Option<Orderer>,
     identities: Identities,
     encoded_identities: Bytes,
+    /// A SASL exchange that waits for the client's response.
+    exchange: Option<Exchange>,
     /// What is not yet counted in the server's metrics.
     tally: Tally,
     /// Room for the next read: little while the client is idle, more while much comes.
@@ -423,6 +437,11 @@ impl Connection {
         let Ok(op) = OpCode::try_from(header.op) else {
             return Ok(self.alone(|this| this.unimplemented(header)));
         };
+        let proves = matches!(op, OpCode::Auth | OpCode::Sasl);
+        if !proves && !self.service.options.authentication.suffices(&self.identities) {
+            let required = ErrorCode::SessionClosedRequireSaslAuth;
+            return Ok(self.alone(|this| this.refuse(header.xid, required, "none of those required")));
+        }
         let step = if is_write(op) {
             self.write(header, op, body).await?
         } else if op == OpCode::Ping && !self.outstanding.is_empty() {
@@ -495,6 +514,10 @@ impl Connection {
                 let Request::Auth(packet) = Request::decode(op, body)? else { return Ok(()) };
                 self.authenticate(header.xid, &packet);
             }
+            OpCode::Sasl => {
+                let Request::Sasl { token } = Request::decode(op, body)? else { return Ok(()) };
+                self.sasl(header.xid, token)?;
+            }
             OpCode::SetWatches | OpCode::SetWatches2 => {
                 if let Request::SetWatches(watches) | Request::SetWatches2(watches) =
                     Request::decode(op, body)?
@@ -517,8 +540,8 @@ impl Connection {
     }
 
     fn read(&mut self, xid: i32, request: &Request<'_>) {
-        let Self { service, client, output, encoded_identities, .. } = self;
-        let reader = Reader { session: client.session(), identities: encoded_identities };
+        let Self { service, client, output, encoded_identities, identities, .. } = self;
+        let reader = Reader { session: client.session(), identities: encoded_identities, known: identities };
         let watched = match request {
             Request::Exists { path, watch: true }
             | Request::GetData { path, watch: true }
@@ -587,30 +610,49 @@ impl Connection {
     }
 
     fn authenticate(&mut self, xid: i32, packet: &AuthPacket<'_>) {
-        let proved = match packet.scheme {
-            "digest" => Some(Some(("digest".to_string(), digest_identity(packet.auth)))),
-            // Everybody has proved where they come from.
-            "ip" => Some(None),
-            _ => None,
-        };
-        let Identities(known) = &mut self.identities;
-        let accepted = match proved {
-            Some(Some(identity)) if known.contains(&identity) => true,
-            Some(Some(identity)) if known.len() < limits::CONNECTION_IDENTITIES_MAX => {
-                known.push(identity);
-                true
+        let service = self.service.clone();
+        match service.options.authentication.judge(packet, &mut self.identities) {
+            Verdict::Accepted => {
+                self.encoded_identities = service.options.authentication.encode(&self.identities).into();
+                reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
             }
-            Some(None) => true,
-            _ => false,
-        };
-        if accepted {
-            self.encoded_identities = self.identities.encode().into();
-            reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
-        } else {
-            tracing::debug!(peer = %self.client.peer, scheme = packet.scheme, "authentication refused");
-            reply_error(xid, 0, ErrorCode::AuthFailed, &mut self.output);
-            self.stage = Stage::Last;
+            Verdict::Refused => self.refuse(xid, ErrorCode::AuthFailed, packet.scheme),
+            Verdict::Misdirected => {
+                tracing::warn!(peer = %self.client.peer, "closed: the client looks for another ensemble");
+                self.stage = Stage::Last;
+            }
         }
+    }
+
+    fn sasl(&mut self, xid: i32, token: &[u8]) -> Result<(), End> {
+        let service = self.service.clone();
+        let authentication = &service.options.authentication;
+        let random = || {
+            let mut random = [0; 24];
+            service.entropy.fill(&mut random);
+            random
+        };
+        match authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) {
+            SaslStep::Token(token) => {
+                self.encoded_identities = authentication.encode(&self.identities).into();
+                self.reply(xid, 0, &Response::Token(token.as_deref()))
+            }
+            SaslStep::Refused => {
+                let is_required = authentication.requires_sasl();
+                let error =
+                    if is_required { ErrorCode::SessionClosedRequireSaslAuth } else { ErrorCode::AuthFailed };
+                self.refuse(xid, error, "sasl");
+                Ok(())
+            }
+        }
+    }
+
+    /// The last that a client hears that has not proved what it must.
+    fn refuse(&mut self, xid: i32, error: ErrorCode, scheme: &str) {
+        tracing::info!(peer = %self.client.peer, scheme, "closed: authentication refused");
+        self.service.hub.metrics.authentication_failed();
+        reply_error(xid, 0, error, &mut self.output);
+        self.stage = Stage::Last;
     }
 
     fn unimplemented(&mut self, header: RequestHeader) {
@@ -686,30 +728,9 @@ fn reply_outcome(xid: i32, zxid: i64, outcome: &Outcome, out: &mut BytesMut) -> 
     response.encode_frame(header, out)
 }
 
-/// The identity that `user:password` proves: `user:base64(sha1(user:password))`. As in ZooKeeper, credentials
-/// without a colon are a user with its name for a password.
-fn digest_identity(credentials: &[u8]) -> String {
-    let credentials = String::from_utf8_lossy(credentials);
-    let user = credentials.split(':').next().unwrap_or_default();
-    let digest = base64::engine::general_purpose::STANDARD.encode(Sha1::digest(credentials.as_bytes()));
-    format!("{user}:{digest}")
-}
-
 /// A fresh client for an accepted connection.
 pub(super) fn accept(hub: &Hub, number: u64, peer: SocketAddr, handshake: Duration) -> Arc<Client> {
     let client = Arc::new(Client::new(number, peer, handshake, hub.now()));
     hub.connect(&client);
     client
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn digests_are_those_of_zookeeper() {
-        // From ZooKeeper's documentation of DigestAuthenticationProvider.
-        assert_eq!(digest_identity(b"super:test"), "super:D/InIHSb7yEEbrWz8b9l71RjZJU=");
-        assert!(digest_identity(b"nobody").starts_with("nobody:"));
-    }
 }

@@ -11,6 +11,8 @@ pub struct Metrics {
     pub(super) outstanding: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connections_rejected: AtomicU64,
+    authentications_failed: AtomicU64,
+    pub(super) handshakes_failed: AtomicU64,
     requests: AtomicU64,
     latency_us_total: AtomicU64,
     latency_us_max: AtomicU64,
@@ -93,6 +95,20 @@ impl Metrics {
     /// Connections refused because of limits.
     pub fn connections_rejected(&self) -> u64 {
         self.connections_rejected.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn authentication_failed(&self) {
+        self.authentications_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// TLS handshakes that did not succeed.
+    pub fn handshakes_failed(&self) -> u64 {
+        self.handshakes_failed.load(Ordering::Relaxed)
+    }
+
+    /// Clients that did not prove what they had to.
+    pub fn authentications_failed(&self) -> u64 {
+        self.authentications_failed.load(Ordering::Relaxed)
     }
 
     /// Starts counting anew (`srst`).

@@ -128,6 +128,8 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
         ("packets_sent", sent as f64),
         ("num_alive_connections", hub.metrics.connections() as f64),
         ("connection_rejected", hub.metrics.connections_rejected() as f64),
+        ("auth_failed_count", hub.metrics.authentications_failed() as f64),
+        ("unsuccessful_handshake", hub.metrics.handshakes_failed() as f64),
         ("outstanding_requests", hub.metrics.outstanding() as f64),
         ("znode_count", view.state.tree.len() as f64),
         ("watch_count", hub.watch_count() as f64),

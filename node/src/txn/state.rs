@@ -12,7 +12,7 @@ use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, PASSWORD_L
 use serde::{Deserialize, Serialize};
 
 use super::acl::permits;
-use super::ensemble::{self, CONFIG_PATH, Change, Ensemble};
+use super::ensemble::{self, CONFIG_PATH, Change, Ensemble, ReconfigError};
 use super::import;
 use super::reap;
 use super::request::{self, Context, Event};
@@ -400,10 +400,12 @@ impl Apply<'_, '_> {
     /// A client asks for other members: it is answered when they are in force.
     fn change_members(&mut self, request: &ClientRequest<'_>, asked: &ensemble::Request<'_>) {
         let writable = |znode: &Arc<Znode>| permits(&znode.acl, perms::WRITE, request.identities);
-        if !self.state.tree.get(CONFIG_PATH).is_some_and(writable) {
-            return self.answer(request.caller, Outcome::error(ErrorCode::NoAuth));
-        }
+        let may_write = self.state.tree.get(CONFIG_PATH).is_some_and(writable);
+        // As in ZooKeeper, who asks for nonsense is told so whoever it is.
         match self.state.ensemble.plan(asked) {
+            Ok(_) | Err(ReconfigError::Number(_)) if !may_write => {
+                self.answer(request.caller, Outcome::error(ErrorCode::NoAuth));
+            }
             Ok(members) => {
                 let change =
                     Change { id: self.state.zxid, caller: request.caller, members: Arc::new(members) };
