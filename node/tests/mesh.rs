@@ -17,6 +17,7 @@ use meridian_bridge::transport::PeerAddress;
 use meridian_node::federation::{FederatedRegion, speak_while_leading};
 use meridian_node::peer_tls::PeerIdentity;
 use meridian_node::region::{Region, RegionConfig, Sink, Timing, View};
+use meridian_node::txn::ensemble::members_at;
 use meridian_node::txn::{Answer, Caller, ClientRequest, Command, Effects, Position, State};
 use meridian_seam::{Environment, codec};
 use meridian_wire::{Acl, Create, ErrorCode, Request};
@@ -110,8 +111,7 @@ impl Server {
             region: number,
             region_name: REGIONS[region].into(),
             server: server as u64 + 1,
-            voters,
-            observers: BTreeMap::new(),
+            members: members_at(&voters, &BTreeMap::new()),
             listen: addresses.peers[region][server].clone(),
             data_dir: dir.join(&own_name),
             timing: Timing {

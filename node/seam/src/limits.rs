@@ -41,6 +41,9 @@ pub const RECENT_CHANGES_MAX: usize = 100_000;
 /// Sessions expired by one command.
 pub const EXPIRED_SESSIONS_PER_COMMAND: usize = 1_000;
 
+/// Znodes that go by themselves deleted by one command.
+pub const REAPED_ZNODES_PER_COMMAND: usize = 1_000;
+
 /// Client connections per server, all addresses together. Beyond it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 65_536;
 

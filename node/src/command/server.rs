@@ -15,15 +15,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::start_log;
-use crate::config::{Overrides, ServerConfig};
+use crate::config::{Overrides, Role, ServerConfig};
 use crate::mesh_server::{MeshPart, MeshServer};
 use crate::peer_tls::PeerIdentity;
 use crate::region::{PeerTls, RegionConfig};
 use crate::server::{Server, ServerOptions};
+use crate::txn::Policy;
 
 const EXAMPLES: &str = "\
 Examples:
   meridian server --config /etc/meridian/region.toml
+  meridian server --config /etc/zookeeper/conf/zoo.cfg
   MERIDIAN_CLIENT__LISTEN=0.0.0.0:2182 meridian server --config region.toml --server 2 --data-dir /data/2
 
 It runs until SIGTERM or Ctrl-C. SIGHUP reloads the certificates.
@@ -32,7 +34,7 @@ deploy/region.toml is a commented example of a configuration.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ServerArgs {
-    /// The configuration, TOML
+    /// The configuration: TOML, or ZooKeeper's zoo.cfg if the name does not end in .toml
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// This server's number, instead of the one in the file
@@ -51,11 +53,20 @@ pub(super) fn run(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let config = ServerConfig::load(&args.config, &overrides)
         .with_context(|| format!("the configuration {} can't be used", args.config.display()))?;
     start_log(&config.log)?;
+    config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    warn_of_even_voters(&config);
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(serve(config, args.until_stdin_closes));
     // The thread that waits for the end of standard input may never end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result.map(|()| ExitCode::SUCCESS)
+}
+
+fn warn_of_even_voters(config: &ServerConfig) {
+    let voters = config.members().values().filter(|member| member.role == Role::Voter).count();
+    if voters.is_multiple_of(2) {
+        tracing::warn!(voters, "an even number of voters survives no more failures than one fewer");
+    }
 }
 
 async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result<()> {
@@ -120,29 +131,33 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
         region: mesh.and_then(|mesh| mesh.region_id(&config.region)).unwrap_or(1),
         region_name: config.region.clone(),
         server: u64::from(config.server),
-        voters: config.voters(),
-        observers: config.observers(),
-        listen: config
-            .servers
-            .iter()
-            .find(|s| s.number == config.server)
-            .map(|s| s.address.clone())
-            .unwrap_or_default(),
+        members: config.members(),
+        listen: config.peer_listen(),
         data_dir: config.data_dir.clone(),
         timing: config.region_timing(),
-        storage: Default::default(),
+        storage: config.region_storage(),
         tls: identity.map(|identity| PeerIdentity::new(identity) as Arc<dyn PeerTls>),
     };
     let ms = |ms: u32| Duration::from_millis(u64::from(ms));
     let words = &config.client.four_letter_words;
     let mut options = ServerOptions::new(region, config.client.listen.clone());
     options.admin_listen = config.admin.listen.clone();
+    options.admin_optional = config.admin.optional;
+    options.metrics_listen = config.admin.metrics_listen.clone();
+    options.reconfig_enabled = config.client.reconfig;
+    options.connections_max = match config.client.connections_max {
+        0 => usize::MAX,
+        max => max,
+    };
     options.tick = Duration::from_millis(config.tick_ms);
     options.session_timeout_min = config.client.session_timeout_min_ms.map(ms);
     options.session_timeout_max = config.client.session_timeout_max_ms.map(ms);
     options.frame_bytes_max = config.client.frame_bytes_max;
     options.connections_per_address_max = config.client.connections_per_address_max;
     options.words = words.iter().cloned().collect();
+    options.reaping = config.client.containers.reaping();
+    let (extended_types, enforce_quota) = (config.client.extended_types, config.client.enforce_quota);
+    options.policy = Policy { extended_types, enforce_quota };
     Ok(options)
 }
 

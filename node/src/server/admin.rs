@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use serde_json::{Value, json};
 
 use super::connection::Service;
-use super::words;
+use super::{import, members, words};
 
 /// JSON answers by path (`/rtt`), which other parts of a server add as they start. Clones share them.
 #[derive(Clone, Default)]
@@ -42,15 +42,23 @@ struct Admin {
     routes: Routes,
 }
 
-/// Serves HTTP until the task is dropped.
-pub(super) async fn serve(service: Arc<Service>, routes: Routes, listener: Box<dyn Listener>) {
-    let router = Router::new()
+/// Serves HTTP until the task is dropped; whether something can be changed there is the caller's choice.
+pub(super) async fn serve(
+    service: Arc<Service>,
+    routes: Routes,
+    listener: Box<dyn Listener>,
+    for_changes: bool,
+) {
+    let mut router = Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/digest", get(digest))
         .route("/commands/{command}", get(command))
         .fallback(other)
-        .with_state(Admin { service, routes });
+        .with_state(Admin { service: service.clone(), routes });
+    if for_changes {
+        router = router.merge(members::routes(service.clone())).merge(import::routes(service));
+    }
     if let Err(error) = axum::serve(Accept(listener), router).await {
         tracing::error!(%error, "the operators' HTTP has stopped");
     }
@@ -195,7 +203,9 @@ fn monitor(service: &Service) -> Value {
 
 fn leader(service: &Service) -> Value {
     let leadership = *service.region.leadership().borrow();
-    let address = leadership.leader.and_then(|leader| service.region.config().address_of(leader));
+    let members = service.hub.view().state.ensemble.members.clone();
+    let leader = leadership.leader.and_then(|leader| members.get(&u8::try_from(leader).ok()?));
+    let address = leader.map(|member| member.address.as_str());
     json!({
         "is_leader": leadership.is_me,
         "leader_id": leadership.leader,

@@ -460,6 +460,9 @@ impl Connection {
         if op != OpCode::CloseSession && !self.service.region.has_room() {
             return Ok(self.alone(|this| this.reply_error(header.xid, ErrorCode::SystemError)));
         }
+        if op == OpCode::Reconfig && !self.service.options.reconfig_enabled {
+            return Ok(self.alone(|this| this.reply_error(header.xid, ErrorCode::ReconfigDisabled)));
+        }
         // What has no single orderer is refused where it is applied, in the region's own order.
         let orderer = route(&self.service.hub.view().state.mesh, &request).unwrap_or(None);
         let waits = !self.outstanding.is_empty() && orderer != self.orderer
@@ -636,11 +639,14 @@ fn is_write(op: OpCode) -> bool {
         op,
         OpCode::Create
             | OpCode::Create2
+            | OpCode::CreateContainer
+            | OpCode::CreateTtl
             | OpCode::Delete
             | OpCode::SetData
             | OpCode::SetAcl
             | OpCode::Sync
             | OpCode::Multi
+            | OpCode::Reconfig
             | OpCode::CloseSession
     )
 }
@@ -662,6 +668,7 @@ fn reply_outcome(xid: i32, zxid: i64, outcome: &Outcome, out: &mut BytesMut) -> 
         Reply::Path(path) => Response::Path(path),
         Reply::PathStat(path, stat) => Response::Create2 { path, stat: *stat },
         Reply::Stat(stat) => Response::Stat(*stat),
+        Reply::Members(data, stat) => Response::Data { data: Some(data), stat: *stat },
         Reply::Multi(results) => Response::Results(
             results
                 .iter()

@@ -7,17 +7,22 @@ mod admin;
 mod client;
 mod connection;
 mod hub;
+mod import;
 mod lease;
 mod liveness;
+mod members;
 mod metrics;
 mod read;
+mod reaper;
 mod words;
 
 pub use admin::Routes;
 pub use client::Client;
 pub use hub::Hub;
+pub use import::IMPORT_TYPE;
 pub use lease::LeaseGate;
 pub use metrics::{Latency, Metrics};
+pub use reaper::Reaping;
 pub use words::READ_ONLY_WORDS;
 
 use std::collections::{BTreeSet, HashMap};
@@ -33,6 +38,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::region::{Region, RegionConfig};
+use crate::txn::Policy;
 use connection::Service;
 
 /// What a region server is started with.
@@ -44,6 +50,10 @@ pub struct ServerOptions {
     pub client_listen: String,
     /// The address for operators' HTTP, `host:port`, if wanted. Not to be open to the world.
     pub admin_listen: Option<String>,
+    /// Whether to go on without the admin address if it is taken.
+    pub admin_optional: bool,
+    /// Another address where operators can look but change nothing.
+    pub metrics_listen: Option<String>,
     /// ZooKeeper's tickTime: the unit of session timeouts.
     pub tick: Duration,
     /// The shortest session timeout; two ticks unless set.
@@ -58,6 +68,12 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// Client connections from one address; 0 for no such limit.
     pub connections_per_address_max: usize,
+    /// Whether clients may ask for other members (`reconfigEnabled`).
+    pub reconfig_enabled: bool,
+    /// How znodes that go by themselves are deleted.
+    pub reaping: Reaping,
+    /// What clients may ask for; the leader's counts.
+    pub policy: Policy,
 }
 
 /// A running region server.
@@ -76,6 +92,8 @@ impl ServerOptions {
             region,
             client_listen: client_listen.into(),
             admin_listen: None,
+            admin_optional: false,
+            metrics_listen: None,
             tick: Duration::from_secs(2),
             session_timeout_min: None,
             session_timeout_max: None,
@@ -83,6 +101,9 @@ impl ServerOptions {
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             connections_max: limits::CONNECTIONS_MAX,
             connections_per_address_max: limits::CONNECTIONS_PER_ADDRESS_MAX,
+            reconfig_enabled: false,
+            reaping: Reaping::default(),
+            policy: Policy::default(),
         }
     }
 
@@ -146,17 +167,28 @@ impl Server {
         let routes = Routes::default();
         let mut tasks = JoinSet::new();
         let admin_address = match service.options.admin_listen.clone() {
-            Some(address) => {
-                let listener = listen(&environment, "admin.listen", &address).await?;
-                let address = listener.local_addr()?;
-                tasks.spawn(admin::serve(service.clone(), routes.clone(), listener));
-                Some(address)
-            }
+            Some(address) => match listen(&environment, "admin.listen", &address).await {
+                Ok(listener) => {
+                    let address = listener.local_addr()?;
+                    tasks.spawn(admin::serve(service.clone(), routes.clone(), listener, true));
+                    Some(address)
+                }
+                Err(error) if service.options.admin_optional => {
+                    tracing::warn!(%error, "no admin address; set admin.serverPort to have one");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
             None => None,
         };
+        if let Some(address) = &service.options.metrics_listen {
+            let listener = listen(&environment, "admin.metrics_listen", address).await?;
+            tasks.spawn(admin::serve(service.clone(), routes.clone(), listener, false));
+        }
         tasks.spawn(liveness::sweep(service.clone()));
         tasks.spawn(liveness::report(service.clone()));
         tasks.spawn(liveness::watch_lease(service.clone()));
+        tasks.spawn(reaper::reap(service.clone()));
         tasks.spawn(accept_clients(service.clone(), listener));
         tracing::info!(
             region = %service.options.region.region_name,

@@ -68,16 +68,16 @@ pub(super) fn answer(service: &Service, word: [u8; 4]) -> String {
 
 /// `leader`, `follower`, `observer` or `standalone`.
 pub(super) fn mode(service: &Service) -> &'static str {
-    let config = service.region.config();
     let leadership = *service.region.leadership().borrow();
-    if config.voters.len() == 1 && config.observers.is_empty() {
+    let roster = service.region.roster();
+    if roster.voters.len() + roster.learners.len() == 1 && leadership.is_me {
         "standalone"
     } else if leadership.is_me {
         "leader"
-    } else if config.observers.contains_key(&config.server) {
-        "observer"
-    } else {
+    } else if roster.voters.contains(&service.region.config().server) {
         "follower"
+    } else {
+        "observer"
     }
 }
 
@@ -119,6 +119,7 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
     let latency = hub.metrics.latency();
     let view = hub.view();
     let leads = region.leadership().borrow().is_me;
+    let roster = region.roster();
     let mut gauges = vec![
         ("avg_latency", latency.avg_ms),
         ("max_latency", latency.max_ms as f64),
@@ -135,13 +136,10 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
         ("global_sessions", view.state.sessions.len() as f64),
         ("local_sessions", 0.0),
         ("uptime", hub.now().as_millis() as f64),
-        ("quorum_size", region.config().voters.len() as f64),
+        ("quorum_size", roster.voters.len() as f64),
     ];
     if leads {
-        gauges.push((
-            "learners",
-            region.config().observers.len() as f64 + region.config().voters.len() as f64 - 1.0,
-        ));
+        gauges.push(("learners", (roster.voters.len() + roster.learners.len()) as f64 - 1.0));
     }
     gauges
 }

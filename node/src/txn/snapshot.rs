@@ -18,6 +18,8 @@ use meridian_wire::EventType;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Policy;
+use super::ensemble::Ensemble;
 use super::request::Event;
 use super::state::{Session, State};
 use crate::tree::{Acl, Times, Tree, Znode};
@@ -178,6 +180,8 @@ impl SubtreeSnapshot {
             tree.remove_subtree(*subtree);
         }
         plant(tree, self.znodes.clone());
+        tree.recount_quotas();
+        tree.write_quota_stats();
         let mut paths: Vec<&Arc<str>> =
             before.iter().filter(|(_, z)| replaced.contains(&z.subtree)).map(|(p, _)| p).collect();
         paths.extend(self.znodes.keys().filter(|p| before.get(p).is_none()));
@@ -249,6 +253,9 @@ enum RegionRecord {
         znodes: u64,
         digests: Vec<(SubtreeId, u128)>,
     },
+    Ensemble(Ensemble),
+    /// Missing in snapshots of earlier builds.
+    Policy(Policy),
 }
 
 /// Writes a region's whole state.
@@ -274,6 +281,7 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
             federation: Box::new(small),
         },
     )?;
+    put(out, &RegionRecord::Policy(state.policy))?;
     for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
         put(out, &RegionRecord::Sessions(batch))?;
     }
@@ -281,6 +289,7 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
         put(out, &RegionRecord::Znodes(batch))?;
     }
     write_federation(federation, out)?;
+    put(out, &RegionRecord::Ensemble(state.ensemble.clone()))?;
     let subtrees = std::iter::once(0).chain(state.mesh.subtrees().map(|(id, _)| id));
     put(
         out,
@@ -353,6 +362,8 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     loop {
         match take(input)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
+            RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
+            RegionRecord::Policy(policy) => state.policy = policy,
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
             RegionRecord::End { sessions, znodes, digests } => {
@@ -361,6 +372,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
+                state.tree.recount_quotas();
                 return if whole {
                     Ok(state)
                 } else {
@@ -396,8 +408,10 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
             staging.pieces.push(piece);
         }
         RegionRecord::Header { .. }
+        | RegionRecord::Ensemble(_)
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
+        | RegionRecord::Policy(_)
         | RegionRecord::End { .. } => {}
     }
 }

@@ -5,8 +5,10 @@
 mod raw;
 mod region;
 
+mod members;
 mod protocol;
 mod sessions;
 mod shared;
 mod watches;
+mod znodes;
 mod zookeeper;
