@@ -94,7 +94,8 @@ pub struct PlanArgs {
     #[arg(long, value_enum, default_value_t = Objective::Mean)]
     pub objective: Objective,
 
-    /// Add Meridian's two commits in the client's region to every two-level write
+    /// Predict two levels as Meridian's servers do it: two further commits in the client's region, and a
+    /// sync that is ordered like a write
     #[arg(long)]
     pub local_commits: bool,
 

@@ -340,13 +340,18 @@ impl<'w> Assessor<'w> {
 
 impl Homes {
     /// A homed subtree's write is one commit of its region's ensemble: as many servers as the
-    /// best layout has there, three where it has fewer and may have them.
+    /// best layout has there, three where it has fewer and may have them. From elsewhere the way there
+    /// comes on top, and what [`crate::latency::Pipeline`] adds.
     fn of(world: &World, best: &Layout) -> Homes {
         let model = &world.model;
         let regions = 0..model.regions.len();
         let write_ms = |client: usize, home: usize| {
             let servers = best.servers(home).max(world.space.voters_max_per_region[home].min(3));
-            model.client_rtt_ms + model.rtt_ms[client][home] + model.local_commit_ms(servers)
+            let own_commits = if client == home { 0 } else { model.pipeline.commits() };
+            model.client_rtt_ms
+                + model.rtt_ms[client][home]
+                + model.local_commit_ms(servers)
+                + f64::from(own_commits) * model.client_region_commit_ms(best, client)
         };
         let able = |home: &usize| world.space.voters_max_per_region[*home] > 0 && !model.witness[*home];
         let nearest = |client: usize| {

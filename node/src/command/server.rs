@@ -189,7 +189,7 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
     let (hub, gate, clock) = (server.hub().clone(), server.lease().clone(), environment.clock.clone());
     let leadership = server.region().leadership();
     let (region, name, role) = (config.region.clone(), config.server_name(), config.role());
-    let layout = super::plan::layout(config);
+    let config = config.clone();
     server.routes().add("/mesh", move || {
         let known = report(&hub);
         let leads = *leadership.borrow();
@@ -205,7 +205,7 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
             "global_term": known["global_term"],
             "outbox_requests": known["outbox_requests"],
             "subtrees": subtrees(&hub),
-            "layout": layout,
+            "layout": super::plan::layout(&config, &hub.view().state.ensemble.members),
             "lease_holds": lease_left.is_none_or(|left| !left.is_zero()),
             "lease_left_ms": lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         })

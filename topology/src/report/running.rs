@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::text::per_year;
+use crate::layout::Layout;
 use crate::plan::{Assessment, Change, Plan};
 
 /// What runs and what a change would gain, then the steps; empty if nothing is known to run.
@@ -21,7 +22,8 @@ fn gain(out: &mut String, plan: &Plan, best: &Assessment, change: &Change) -> st
     let names = &plan.world.model.regions;
     let running = &change.running;
     writeln!(out, "Runs now: {}", running.layout.display(names))?;
-    if running.layout == best.layout {
+    let same = |a: &Layout, b: &Layout| (a.design, a.leader, &a.voters) == (b.design, b.leader, &b.voters);
+    if same(&running.layout, &best.layout) {
         return writeln!(out, "  It is the best layout.");
     }
     let ms = |ms: f64| if ms.is_finite() { format!("{ms:.1} ms") } else { "writes stop".to_owned() };

@@ -300,6 +300,8 @@ impl Scenario {
             ("timing.stall_ms".to_owned(), timing.stall_ms),
             ("timing.snapshot_mb".to_owned(), timing.snapshot_mb),
             ("timing.backlog_mb".to_owned(), timing.backlog_mb),
+            ("timing.blips_per_day".to_owned(), timing.blips_per_day),
+            ("timing.silent_failures_per_year".to_owned(), timing.silent_failures_per_year),
         ];
         let ceilings = [
             ("max_mean_write_ms", require.max_mean_write_ms),
@@ -326,6 +328,8 @@ impl Scenario {
             ("timing.link_mb_per_s", timing.link_mb_per_s),
             ("timing.window_mb", timing.window_mb),
             ("timing.load_mb_per_s", timing.load_mb_per_s),
+            ("timing.blip_p50_ms", timing.blip_p50_ms),
+            ("timing.blip_p99_ms", timing.blip_p99_ms),
         ];
         for (place, amount) in positive.into_iter().filter(|(_, amount)| bad(*amount) || *amount == 0.0) {
             diagnostics.push(Diagnostic::new(Code::BadValue, place, format!("{amount} is not above zero")));
