@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -24,7 +24,7 @@ use meridian_wire::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 
 use super::authentication::{SaslStep, Verdict};
-use super::client::Client;
+use super::client::{Client, Established, Last, millis};
 use super::hub::{Hub, Waiting, event_frame, session_id};
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
@@ -44,6 +44,15 @@ pub(super) struct Service {
     pub(super) listening: SocketAddr,
     pub(super) listening_secure: Option<SocketAddr>,
     pub(super) sessions_opened: AtomicU64,
+    /// What operators set and ask for; nothing is traced by it.
+    pub(super) trace_mask: AtomicI64,
+}
+
+impl Service {
+    /// Whether reads are all that can be had here.
+    pub(super) fn is_read_only(&self) -> bool {
+        false
+    }
 }
 
 /// Serves a connection until it ends.
@@ -72,12 +81,16 @@ pub(super) async fn serve(
         exchange: None,
         client,
         tally: Tally::default(),
+        last: None,
         room: IDLE_BYTES,
         allocated: 0,
         now: Duration::ZERO,
     };
     let end = connection.run(stream).await;
     tracing::debug!(peer = %connection.client.peer, reason = %end, "connection closed");
+    if matches!(end, End::Malformed(WireError::FrameLength { .. })) {
+        connection.service.hub.metrics.frames_refused.fetch_add(1, Ordering::Relaxed);
+    }
     let outstanding = connection.outstanding.len() as u64;
     connection.service.hub.metrics.outstanding.fetch_sub(outstanding, Ordering::Relaxed);
 }
@@ -101,6 +114,8 @@ struct Connection {
     exchange: Option<Exchange>,
     /// What is not yet counted in the server's metrics.
     tally: Tally,
+    /// The last request of this wake-up.
+    last: Option<Last>,
     /// Room for the next read: little while the client is idle, more while much comes.
     room: usize,
     /// Memory that the input may hold.
@@ -181,7 +196,8 @@ impl Connection {
                 () = client.closing() => return End::Server,
                 read = reader.read_buf(&mut self.input), if wants_input => match read {
                     Ok(0) => return End::Client,
-                    Ok(_) => {
+                    Ok(read) => {
+                        self.tally.bytes_received += read as u64;
                         let filled = self.input.len() == self.input.capacity();
                         self.room = if filled { limits::CONNECTION_READ_AHEAD_BYTES } else { IDLE_BYTES };
                         self.now = self.service.hub.now();
@@ -228,10 +244,12 @@ impl Connection {
 
     async fn flush(&mut self, writer: &mut WriteHalf<BoxStream>) -> Result<(), End> {
         let hub = &self.service.hub;
-        let tally = std::mem::take(&mut self.tally);
-        if tally.received + tally.sent > 0 {
+        self.tally.bytes_sent += self.output.len() as u64;
+        if self.tally.received + self.tally.sent > 0 {
+            let tally = std::mem::take(&mut self.tally);
             hub.metrics.add(&tally);
-            self.client.count_packets(tally.received, tally.sent);
+            let at_ms = millis(self.now);
+            self.client.count(&tally, self.last.take().map(|last| Last { at_ms, ..last }));
         }
         let settled = hub.settled();
         self.client.take_events(settled, |frame| self.output.extend_from_slice(&frame));
@@ -284,7 +302,12 @@ impl Connection {
             && words::is_word(word)
         {
             let word = *word;
-            let text = words::answer(&self.service, word);
+            // The new mask follows the word.
+            let mask = self.input.get(4..12).and_then(|mask| mask.try_into().ok()).map(i64::from_be_bytes);
+            if &word == b"stmk" && mask.is_none() {
+                return Ok(false);
+            }
+            let text = words::answer(&self.service, word, mask);
             self.output.extend_from_slice(text.as_bytes());
             self.stage = Stage::Last;
             return Ok(true);
@@ -457,6 +480,8 @@ impl Connection {
         };
         if step == Step::Done {
             self.tally.received += 1;
+            let zxid = self.service.hub.settled();
+            self.last = Some(Last { operation: header.op, xid: header.xid, zxid, ..Last::default() });
         }
         Ok(step)
     }
@@ -729,8 +754,15 @@ fn reply_outcome(xid: i32, zxid: i64, outcome: &Outcome, out: &mut BytesMut) -> 
 }
 
 /// A fresh client for an accepted connection.
-pub(super) fn accept(hub: &Hub, number: u64, peer: SocketAddr, handshake: Duration) -> Arc<Client> {
-    let client = Arc::new(Client::new(number, peer, handshake, hub.now()));
+pub(super) fn accept(
+    hub: &Hub,
+    number: u64,
+    peer: SocketAddr,
+    is_secure: bool,
+    handshake: Duration,
+) -> Arc<Client> {
+    let established = Established { at: hub.now(), unix_ms: hub.unix_ms(), is_secure };
+    let client = Arc::new(Client::new(number, peer, handshake, established));
     hub.connect(&client);
     client
 }

@@ -54,7 +54,7 @@ impl Door {
         match (&self.tls, port) {
             (Some(tls), Port::Secure) => tls.accept(stream).await,
             (Some(tls), Port::Plain) if tls.options().port_unification => tls.accept_either(stream).await,
-            _ => Ok(Secured { stream, subject: None }),
+            _ => Ok(Secured { stream, subject: None, is_tls: false }),
         }
     }
 
@@ -87,6 +87,7 @@ pub(super) async fn accept_clients(
         };
         match Admission::new(&service, &door.per_address, peer.ip()) {
             Ok(admission) => {
+                service.hub.metrics.admissions.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(serve_client(service.clone(), door.clone(), stream, peer, port, admission));
             }
             Err(reason) => {
@@ -105,7 +106,7 @@ async fn serve_client(
     port: Port,
     admission: Admission,
 ) {
-    let Secured { stream, subject } = match door.secure(port, stream).await {
+    let Secured { stream, subject, is_tls } = match door.secure(port, stream).await {
         Ok(secured) => secured,
         Err(error) => {
             service.hub.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
@@ -116,7 +117,7 @@ async fn serve_client(
     // Whoever says nothing after connecting may do so for as long as a session may be silent.
     let (_, handshake_ms) = service.options.session_timeout_bounds_ms();
     let handshake = Duration::from_millis(handshake_ms.into());
-    let client = connection::accept(&service.hub, number, peer, handshake);
+    let client = connection::accept(&service.hub, number, peer, is_tls, handshake);
     connection::serve(service.clone(), client.clone(), stream, subject.as_deref()).await;
     service.hub.disconnect(&client);
     drop(admission);

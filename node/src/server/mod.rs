@@ -6,6 +6,7 @@
 mod admin;
 mod authentication;
 mod client;
+mod commands;
 mod connection;
 mod hub;
 mod import;
@@ -35,7 +36,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use meridian_seam::net::{self, Listener};
@@ -93,6 +94,7 @@ pub struct Server {
     routes: Routes,
     client_address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
     tasks: JoinSet<()>,
 }
 
@@ -183,6 +185,7 @@ impl Server {
             listening: client_address,
             listening_secure: secure_address,
             sessions_opened: AtomicU64::new(0),
+            trace_mask: AtomicI64::new(words::TRACE_MASK),
         });
         let routes = Routes::default();
         let mut tasks = JoinSet::new();
@@ -201,8 +204,10 @@ impl Server {
             },
             None => None,
         };
+        let mut metrics_address = None;
         if let Some(address) = &service.options.metrics_listen {
             let listener = listen(&environment, "admin.metrics_listen", address).await?;
+            metrics_address = Some(listener.local_addr()?);
             tasks.spawn(admin::serve(service.clone(), routes.clone(), listener, false));
         }
         tasks.spawn(liveness::sweep(service.clone()));
@@ -224,7 +229,7 @@ impl Server {
             admin_address = admin_address.map(tracing::field::display),
             "listening for clients"
         );
-        Ok(Self { service, routes, client_address, admin_address, tasks })
+        Ok(Self { service, routes, client_address, admin_address, metrics_address, tasks })
     }
 
     /// This server's part of the region.
@@ -260,6 +265,11 @@ impl Server {
     /// The address of the operators' HTTP.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// The address where operators can look but change nothing.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Stops accepting, closes the clients' connections and stops taking part in the region. What was

@@ -70,6 +70,7 @@ pub(super) struct Secured {
     pub(super) stream: BoxStream,
     /// The subject of the client's certificate, if it showed one.
     pub(super) subject: Option<String>,
+    pub(super) is_tls: bool,
 }
 
 impl Tls {
@@ -123,7 +124,7 @@ impl Tls {
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))??;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let subject = shown.map(subject_of).transpose()?;
-        Ok(Secured { stream: Box::new(stream), subject })
+        Ok(Secured { stream: Box::new(stream), subject, is_tls: true })
     }
 
     /// The same for a port where plain clients connect too: the first byte tells.
@@ -136,7 +137,7 @@ impl Tls {
         if first[0] == TLS_HANDSHAKE {
             return self.accept(stream).await;
         }
-        Ok(Secured { stream, subject: None })
+        Ok(Secured { stream, subject: None, is_tls: false })
     }
 }
 
