@@ -249,6 +249,11 @@ impl Apply<'_, '_> {
                     self.client(&request);
                 }
             }
+            Command::LocalClient(request) => {
+                if self.admit(request.caller) {
+                    self.local_client(&request);
+                }
+            }
             Command::OpenSession { caller, session, connection, timeout_ms, password } => {
                 if self.admit(caller) {
                     self.open_session(caller, session, connection, timeout_ms, password);
@@ -383,17 +388,35 @@ impl Apply<'_, '_> {
             // Servers check before they propose; this is a request from a newer build.
             return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
         };
-        if let Request::Reconfig { joining, leaving, new_members, config_id } = decoded {
+        self.judge(request, &decoded);
+    }
+
+    /// A write of a session that only its server knows: it can't own anything.
+    fn local_client(&mut self, request: &ClientRequest<'_>) {
+        self.state.next_zxid();
+        let decoded = OpCode::try_from(request.op).and_then(|op| Request::decode(op, request.body));
+        match decoded {
+            Ok(decoded) if makes_ephemeral(&decoded) => {
+                self.answer(request.caller, Outcome::error(ErrorCode::EphemeralOnLocalSession));
+            }
+            Ok(decoded) => self.judge(request, &decoded),
+            Err(_) => self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError)),
+        }
+    }
+
+    /// Applies a write of a client that may write, or hands it to its orderer.
+    fn judge(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
+        if let Request::Reconfig { joining, leaving, new_members, config_id } = *decoded {
             let asked = ensemble::Request { joining, leaving, new_members, version: config_id };
             return self.change_members(request, &asked);
         }
-        if let Err(outcome) = self.state.policy.admits(&decoded) {
+        if let Err(outcome) = self.state.policy.admits(decoded) {
             return self.answer(request.caller, outcome);
         }
-        match route(&self.state.mesh, &decoded) {
+        match route(&self.state.mesh, decoded) {
             Err(error) => self.answer(request.caller, Outcome::error(error)),
-            Ok(None) => self.apply_local(request, &decoded),
-            Ok(Some(orderer)) => self.apply_shared(request, &decoded, orderer),
+            Ok(None) => self.apply_local(request, decoded),
+            Ok(Some(orderer)) => self.apply_shared(request, decoded, orderer),
         }
     }
 
@@ -765,7 +788,8 @@ pub fn route(mesh: &Mesh, request: &Request<'_>) -> Result<Option<Orderer>, Erro
     if orderers.all(|o| o == first) { Ok(first) } else { Err(ErrorCode::BadArguments) }
 }
 
-fn makes_ephemeral(request: &Request<'_>) -> bool {
+/// Whether a request would make ephemerals.
+pub fn makes_ephemeral(request: &Request<'_>) -> bool {
     let ephemeral = |c: &Create<'_>| CreateMode::try_from(c.flags).is_ok_and(CreateMode::is_ephemeral);
     match request {
         Request::Create(create) | Request::Create2(create) => ephemeral(create),

@@ -6,8 +6,11 @@ mod raw;
 mod region;
 
 mod authentication;
+mod limits;
+mod local_sessions;
 mod members;
 mod protocol;
+mod read_only;
 mod sessions;
 mod shared;
 mod tls;
