@@ -6,6 +6,7 @@ mod raw;
 mod region;
 
 mod authentication;
+mod disk;
 mod limits;
 mod local_sessions;
 mod members;
