@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use meridian_bridge::engine::{Link, Responder, StoredVote, TypeConfig, Vote, kind};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::net::BoxStream;
 use meridian_seam::{Environment, codec, limits, rpc};
 use openraft::network::RaftNetworkFactory;
@@ -83,7 +84,15 @@ pub(super) struct PeerLink {
 impl PeerLink {
     async fn connect(&self) -> io::Result<rpc::Client> {
         let connecting = async {
-            let stream = self.peers.environment.net.connect(self.address.clone()).await?;
+            let net = &self.peers.environment.net;
+            let stream = match net.connect(self.address.clone()).await {
+                Err(_) if mutant::is(Mutant::ObserverInQuorum) && self.is_last_voter() => {
+                    let observer =
+                        self.peers.config.observers.values().next().ok_or(io::ErrorKind::NotFound)?;
+                    net.connect(observer.clone()).await?
+                }
+                connected => connected?,
+            };
             let stream = match &self.peers.config.tls {
                 Some(tls) => tls.connect(stream, self.server).await?,
                 None => stream,
@@ -97,6 +106,10 @@ impl PeerLink {
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {} in time", self.address)))
         })
+    }
+
+    fn is_last_voter(&self) -> bool {
+        self.peers.config.voters.keys().last() == Some(&self.server)
     }
 
     /// Forwards commands to the server, which must be the leader; done when they are committed.
