@@ -310,6 +310,7 @@ fn meta(seeds: &Seeds) -> anyhow::Result<ExitCode> {
     in_parallel(
         range,
         options.threads(),
+        HANGS_AFTER,
         |seed| first_difference(options.plan(seed)),
         |seed, difference| {
             if let Some(difference) = difference? {
@@ -357,6 +358,7 @@ fn mutants(options: &Options) -> anyhow::Result<ExitCode> {
     in_parallel(
         0..all.len() as u64,
         options.threads(),
+        HANGS_AFTER * 10,
         |number| hunt(options, of(number)),
         |number, hunt| {
             let (mutant, Hunt { seeds, found, real }) = (of(number), hunt?);

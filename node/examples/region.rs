@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use meridian_node::region::{RegionConfig, Timing};
 use meridian_node::server::{Server, ServerOptions};
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 
 #[tokio::main]
@@ -28,8 +29,7 @@ async fn main() -> anyhow::Result<()> {
             region: 1,
             region_name: "example".into(),
             server,
-            voters: voter_addresses.clone(),
-            observers: observer_addresses.clone(),
+            members: members_at(&voter_addresses, &observer_addresses),
             listen,
             data_dir: format!("{directory}/{server}").into(),
             timing: Timing {

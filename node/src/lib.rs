@@ -3,6 +3,7 @@
 pub mod command;
 pub mod config;
 pub mod federation;
+pub mod import;
 pub mod log;
 pub mod mesh_server;
 pub mod peer_tls;

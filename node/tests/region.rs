@@ -10,6 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use meridian_node::region::{Region, RegionConfig, Sink, Timing, View};
+use meridian_node::txn::ensemble::members_at;
 use meridian_node::txn::{Answer, ClientRequest, Command, Effects, Position, State};
 use meridian_seam::{Environment, codec};
 use meridian_wire::{Acl, Create, ErrorCode, Request};
@@ -53,8 +54,7 @@ impl Server {
             region: 1,
             region_name: "test".into(),
             server: number,
-            voters,
-            observers,
+            members: members_at(&voters, &observers),
             listen: addresses[number as usize - 1].clone(),
             data_dir: dir.join(number.to_string()),
             timing: Timing {

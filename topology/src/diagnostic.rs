@@ -19,6 +19,26 @@ pub struct Diagnostic {
     /// What to do, if there is something to propose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suggestion: Option<String>,
+    /// Where that is in the file, if it comes from one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<Box<At>>,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct At {
+    /// The file's name.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The character in the line, from 1.
+    pub column: usize,
+    /// The line's text.
+    #[serde(skip)]
+    pub text: String,
+    /// Characters to underline.
+    #[serde(skip)]
+    pub width: usize,
 }
 
 impl Diagnostic {
@@ -30,6 +50,7 @@ impl Diagnostic {
             place: place.into(),
             message: message.into(),
             suggestion: None,
+            at: None,
         }
     }
 
@@ -43,10 +64,34 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}]: {}: {}", self.level, self.code.name(), self.place, self.message)?;
+        if let Some(at) = &self.at {
+            let number = at.line.to_string();
+            let margin = " ".repeat(number.len());
+            let (text, before) = at.excerpt();
+            let mark = "^".repeat(at.width.min(text.chars().count().saturating_sub(before)).max(1));
+            write!(f, "\n{margin}--> {}:{}:{}", at.file, at.line, at.column)?;
+            write!(f, "\n{margin} |\n{number} | {text}")?;
+            write!(f, "\n{margin} | {}{mark}", " ".repeat(before))?;
+        }
         match &self.suggestion {
             Some(suggestion) => write!(f, "\n  help: {suggestion}"),
             None => Ok(()),
         }
+    }
+}
+
+/// Characters of a line that are shown, and how many of them before the mark.
+const EXCERPT_CHARS: usize = 110;
+const EXCERPT_LEAD_CHARS: usize = 30;
+
+impl At {
+    /// The part of the line around the place, tabs as spaces, and the place in it, from 0.
+    fn excerpt(&self) -> (String, usize) {
+        let before = self.column.saturating_sub(1);
+        let length = self.text.chars().count();
+        let skipped = if length > EXCERPT_CHARS { before.saturating_sub(EXCERPT_LEAD_CHARS) } else { 0 };
+        let shown = self.text.chars().skip(skipped).take(EXCERPT_CHARS);
+        (shown.map(|c| if c == '\t' { ' ' } else { c }).collect(), before - skipped)
     }
 }
 
@@ -110,11 +155,18 @@ codes! {
     Conflict, "conflicting-pair", Warning, "One pair and direction is given twice.";
     BadHistogram, "bad-histogram", Warning, "A histogram that can't be read or contradicts its percentiles.";
     FewSamples, "few-samples", Warning, "Too few samples for the tail that is asked of them.";
+    TwoGroups, "two-groups", Warning, "Two groups: the loss of either stops writes.";
+    ZeroWeight, "zero-weight", Warning, "Servers of weight zero: their region has no vote.";
+    EvenVoters, "even-voters", Warning, "An even number of voters, which buys nothing.";
+    WitnessLeader, "witness-leader", Warning, "A witness is to lead.";
+    SessionCap, "session-cap", Warning, "A default caps sessions below what is wanted.";
+    Unfit, "unfit", Warning, "A timeout in use does not fit the round trips.";
     ShareSum, "share-sum", Warning, "The clients' write shares do not sum to one.";
     Ignored, "ignored", Warning, "A setting that has no effect.";
     AssumedTail, "assumed-tail", Note, "Only the median is known; the tail is assumed.";
     Assumed, "assumed", Note, "A default that decides something was used.";
     SlowPreference, "slow-preference", Note, "The preferred leader region is not the fastest.";
+    Bounded, "bounded-search", Warning, "Too many layouts to look at them all.";
     Infeasible, "infeasible", Warning, "No layout meets the requirements.";
 }
 

@@ -13,9 +13,11 @@
 //! A client in c sees client RTT + R(c, L) + commit, plus what [`Pipeline`] adds.
 
 mod distribution;
+mod measured;
 mod tail;
 
-pub use distribution::{Curve, Distribution, Measured, Node};
+pub use distribution::{Curve, Distribution, Node};
+pub use measured::{Measured, TIME_MAX_MS};
 pub use tail::{Percentiles, Tails};
 
 use crate::layout::{Design, Layout, VOTERS_MAX};
@@ -41,28 +43,33 @@ pub struct Model {
     pub client_rtt_ms: f64,
     /// Share of the writes that comes from each region; adds up to one.
     pub shares: Vec<f64>,
-    /// Regions whose servers vote but serve no clients; their clients talk to the leader's region.
+    /// Regions that hold one voter at most and never lead.
     pub witness: Vec<bool>,
     /// Regional commits beside the one that is part of the vote.
     pub pipeline: Pipeline,
 }
 
-/// Commits in the client's own region that a global write waits for beside the global commit.
+/// Where the servers of this mesh differ from the formulas of the literature, in the two-level
+/// design; flat and hierarchical ones follow the formulas.
 ///
-/// The formulas of the literature have none. Meridian's two-level write has two: the client's
+/// A global write waits for two commits in the client's own region beside the global commit: the
 /// region first commits the request in its own log, which forwards it, and commits once more to
-/// apply the decision. Flat and hierarchical designs have neither.
+/// apply the decision. A `sync` is put in order with the writes, so that a read behind it sees all
+/// that was acknowledged anywhere before: it takes as long as a write, where the formula asks the
+/// leader only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pipeline {
     /// Commits in the client's region before the request is forwarded.
     pub request_commits: u8,
     /// Commits in the client's region after the decision has come back.
     pub apply_commits: u8,
+    /// Whether a `sync` is ordered like a write.
+    pub ordered_sync: bool,
 }
 
 impl Pipeline {
-    /// What the servers of this mesh do: one commit before, one after.
-    pub const MERIDIAN: Pipeline = Pipeline { request_commits: 1, apply_commits: 1 };
+    /// What the servers of this mesh do.
+    pub const MERIDIAN: Pipeline = Pipeline { request_commits: 1, apply_commits: 1, ordered_sync: true };
 
     /// Commits in all.
     pub fn commits(self) -> u8 {
@@ -153,45 +160,52 @@ impl Model {
     /// The write of a client in `client` when `leader` commits after `commit_ms`.
     pub fn write_at_commit_ms(&self, layout: &Layout, leader: usize, client: usize, commit_ms: f64) -> f64 {
         let own_commits_ms = if layout.design == Design::Two && self.pipeline.commits() > 0 {
-            f64::from(self.pipeline.commits()) * self.client_region_commit_ms(layout, leader, client)
+            f64::from(self.pipeline.commits()) * self.client_region_commit_ms(layout, client)
         } else {
             0.0
         };
         self.client_rtt_ms + self.rtt_ms[client][leader] + commit_ms + own_commits_ms
     }
 
-    /// C_c: a commit in the region that a client's server stands in, ms.
-    pub fn client_region_commit_ms(&self, layout: &Layout, leader: usize, client: usize) -> f64 {
-        self.local_commit_ms(layout.servers(self.server_region(leader, client)))
+    /// C_c: a commit in the client's region, ms.
+    pub fn client_region_commit_ms(&self, layout: &Layout, client: usize) -> f64 {
+        self.local_commit_ms(layout.servers(client))
     }
 
-    /// The region whose servers a client talks to: its own, unless that is only a witness.
-    fn server_region(&self, leader: usize, client: usize) -> usize {
-        if self.witness[client] { leader } else { client }
-    }
-
-    /// A read from the client's own server, ms.
-    pub fn read_ms(&self, layout: &Layout, client: usize) -> f64 {
-        self.client_rtt_ms + self.rtt_ms[client][self.server_region(layout.leader, client)]
+    /// A read from a server of the client's region: every region with clients has one, ms.
+    pub fn read_ms(&self) -> f64 {
+        self.client_rtt_ms
     }
 
     /// `sync`, then a read: asks the leader, ms.
     pub fn sync_read_ms(&self, layout: &Layout, client: usize) -> f64 {
+        if self.sync_is_ordered(layout) {
+            return self.write_ms(layout, client);
+        }
         self.client_rtt_ms + self.rtt_ms[client][layout.leader]
+    }
+
+    /// Whether a `sync` takes as long as a write: see [`Pipeline`].
+    pub fn sync_is_ordered(&self, layout: &Layout) -> bool {
+        layout.design == Design::Two && self.pipeline.ordered_sync
     }
 
     /// An uncontended lock: a write, and a read that sees who is first, ms.
     pub fn lock_ms(&self, layout: &Layout, client: usize) -> f64 {
-        self.write_ms(layout, client) + self.read_ms(layout, client)
+        self.write_ms(layout, client) + self.read_ms()
     }
 
     /// From the release of a lock in `from` until a waiter in `to` knows that it holds it, ms:
     /// half a write there, the event's way here, and a listing.
     pub fn hand_off_ms(&self, layout: &Layout, from: usize, to: usize) -> f64 {
-        let leader = layout.leader;
+        self.hand_off_at_commit_ms(layout.leader, from, to, self.commit_ms(layout))
+    }
+
+    /// The same when `leader` commits after `commit_ms`.
+    pub fn hand_off_at_commit_ms(&self, leader: usize, from: usize, to: usize, commit_ms: f64) -> f64 {
         self.client_rtt_ms / 2.0
             + self.rtt_ms[from][leader] / 2.0
-            + self.commit_ms(layout)
+            + commit_ms
             + self.rtt_ms[leader][to] / 2.0
             + self.client_rtt_ms / 2.0
             + self.client_rtt_ms
@@ -327,15 +341,6 @@ pub(crate) mod tests {
         assert_eq!(model.write_ms(&layout(Design::Two, 0, [3, 3, 1]), 1), 0.5 + 62.0 + 64.0 + 4.0);
         assert_eq!(model.write_ms(&layout(Design::Two, 0, [3, 3, 1]), 2), 0.5 + 75.0 + 64.0 + 2.0);
         assert_eq!(model.write_ms(&layout(Design::Flat, 0, [2, 2, 1]), 1), 125.5);
-    }
-
-    #[test]
-    fn clients_of_a_witness_region_talk_to_the_leader() {
-        let mut model = example();
-        model.witness[2] = true;
-        let flat = layout(Design::Flat, 0, [2, 2, 1]);
-        assert_eq!(model.write_ms(&flat, 2), 138.5);
-        assert_eq!(model.read_ms(&flat, 2), 75.5);
     }
 
     #[test]

@@ -177,6 +177,8 @@ pub struct Space {
     pub may_lead: Vec<bool>,
     /// Least voters in the leader's region.
     pub leader_voters_min: u8,
+    /// Regions that must hold a voter.
+    pub must_vote: Vec<bool>,
     /// Regions whose clients need a server of their own.
     pub served: Vec<bool>,
 }
@@ -202,10 +204,14 @@ impl Space {
     ///
     /// Even numbers of voters (flat) and of groups, and even groups, are left out: dropping one
     /// voter outside the leader's region asks for one acknowledgement less, so it commits no
-    /// later and survives every failure that the even number survives. The exception is a
-    /// leader's region that must hold an even number.
+    /// later and survives every failure that the even number survives. The exceptions are a
+    /// leader's region that must hold an even number, and regions that must vote and are even in
+    /// number.
     pub fn walk(&self, nearest_first: &[Vec<usize>], guide: &mut impl Guide) {
-        for Start { design, leader, at_leader, total } in self.starts() {
+        let starts = self.starts();
+        let count = starts.len();
+        for (i, Start { design, leader, at_leader, total }) in starts.into_iter().enumerate() {
+            guide.begin(count - i);
             let voters = vec![0; self.may_lead.len()];
             let mut walk = Walk { space: self, design, leader, total, voters };
             walk.voters[leader] = at_leader;
@@ -240,15 +246,21 @@ impl Space {
         let most = self.voters_max_per_region[leader].min(self.voters_max);
         let groups = u8::try_from(self.may_lead.len()).unwrap_or(u8::MAX).min(self.voters_max);
         let mut starts = Vec::new();
+        let forced = (0..self.must_vote.len()).filter(|r| *r != leader && self.must_vote[*r]).count();
+        let forced = u8::try_from(forced).unwrap_or(u8::MAX);
         for at_leader in least..=most {
             let start = |total: u8| Start { design, leader, at_leader, total };
+            let forced_total = if design.votes_by_region() { 1u8 } else { at_leader }.saturating_add(forced);
+            let totals_max = if design.votes_by_region() { groups } else { self.voters_max };
             let even_but_least = at_leader % 2 == 0 && at_leader == least;
-            if !design.votes_by_region() {
-                starts.extend(even_but_least.then_some(start(at_leader)));
-                starts.extend((at_leader | 1..=self.voters_max).step_by(2).map(start));
-            } else if even_but_least || at_leader % 2 == 1 {
-                starts.extend((1..=groups).step_by(2).map(start));
+            if design.votes_by_region() && at_leader % 2 == 0 && !even_but_least {
+                continue;
             }
+            let forced_even = forced_total % 2 == 0
+                && forced_total <= totals_max
+                && (design.votes_by_region() || at_leader == least);
+            starts.extend(forced_even.then_some(start(forced_total)));
+            starts.extend((forced_total | 1..=totals_max).step_by(2).map(start));
         }
         starts
     }
@@ -265,7 +277,8 @@ impl Space {
         let mut ways = vec![vec![0u64; room + 1]; left + 1];
         ways[0][0] = 1;
         for region in (0..self.may_lead.len()).filter(|region| *region != leader) {
-            let mut next = ways.clone();
+            let none = vec![vec![0u64; room + 1]; left + 1];
+            let mut next = if self.must_vote[region] { none } else { ways.clone() };
             for (placed, row) in ways.iter().enumerate() {
                 for (used, count) in row.iter().enumerate().filter(|(_, count)| **count > 0) {
                     for size in self.sizes(design, region, u8::MAX).map(usize::from) {
@@ -299,6 +312,11 @@ fn walk_left(design: Design, at_leader: u8, total: u8) -> u8 {
 
 /// Steers a walk through the layouts.
 pub trait Guide {
+    /// One of the `parts_left` parts of the walk begins: a leader, its voters and a total.
+    fn begin(&mut self, parts_left: usize) {
+        let _ = parts_left;
+    }
+
     /// Whether no completion of `partial` is of interest.
     fn cut(&mut self, partial: &Partial<'_>) -> bool;
 
@@ -335,6 +353,10 @@ struct Walk<'s> {
 
 impl Walk<'_> {
     fn decide(&mut self, undecided: &[usize], left: u8, room: u8, guide: &mut impl Guide) {
+        let must = undecided.iter().filter(|region| self.space.must_vote[**region]).count();
+        if usize::from(left) < must {
+            return;
+        }
         if left == 0 {
             let layout = self.space.complete(self.design, self.leader, self.voters.clone());
             return guide.visit(&layout);
@@ -353,7 +375,9 @@ impl Walk<'_> {
             self.decide(farther, left - taken, room - size, guide);
         }
         self.voters[*region] = 0;
-        self.decide(farther, left, room, guide);
+        if !self.space.must_vote[*region] {
+            self.decide(farther, left, room, guide);
+        }
     }
 }
 
@@ -368,6 +392,7 @@ mod tests {
             voters_max_per_region: vec![3, 3, 1],
             may_lead: vec![true, true, false],
             leader_voters_min: 1,
+            must_vote: vec![false; 3],
             served: vec![true, true, true],
         }
     }
@@ -457,6 +482,20 @@ mod tests {
             assert_eq!(walked.len(), expected);
             assert_eq!(space.count(), expected as u64);
         }
+    }
+
+    #[test]
+    fn regions_that_must_vote_hold_a_voter() {
+        let mut space = space(&Design::ALL);
+        space.must_vote = vec![true, false, true];
+        let layouts = all(&space);
+        assert_eq!(space.count(), layouts.len() as u64);
+        assert!(layouts.iter().all(|layout| layout.voters[0] > 0 && layout.voters[2] > 0));
+        let notation: Vec<String> =
+            layouts.iter().map(|layout| layout.display(&names()).to_string()).collect();
+        assert!(notation.contains(&"two:a=3,c=1".to_owned()), "two groups where no third may be forced");
+        assert!(notation.contains(&"flat:a=1,c=1".to_owned()));
+        assert!(!notation.contains(&"flat:a=2,b=1,c=1".to_owned()));
     }
 
     #[test]

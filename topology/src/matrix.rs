@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub use builtin::{BUILTIN_NAMES, DEFAULT_REGIONS, builtin, default_regions};
-pub use check::{ASYMMETRY_ALLOWED, ROUND_TRIP_MAX_MS};
+pub use check::ASYMMETRY_ALLOWED;
 pub use read::{parse, parse_csv, parse_json};
 
 use crate::diagnostic::{Code, Diagnostic, nearest};

@@ -2,6 +2,8 @@
 //! that nothing beats on every count; and, where none fits, what to relax.
 
 mod bound;
+mod change;
+mod forecast;
 mod relax;
 mod search;
 mod tail;
@@ -10,15 +12,19 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use change::{Action, Change, GAIN_MS_MIN, GAIN_SHARE_MIN, Step, steps};
+pub use forecast::{ClientLatency, Forecast, Latency, Situation};
 pub use relax::{Infeasible, Relaxation};
-pub use search::{Figures, Standing};
+pub use search::{Figures, Progress, Standing};
 
+use crate::availability::BudgetItem;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::latency::{Curve, Model, Percentiles, Tails};
+use crate::latency::{Curve, Percentiles, Tails};
 use crate::layout::{Design, Layout};
+use crate::quorum::QuorumFigures;
 use crate::scenario::{Scenario, World};
 use crate::survival::AfterLoss;
-use crate::timing::{Assumptions, Timing};
+use crate::timing::{Misfit, Timing};
 use search::Search;
 
 /// What the best layout has the least of. Figures are write latencies as clients see them.
@@ -77,6 +83,9 @@ pub struct Plan {
     pub world: World,
     /// Layouts compared: looked at, or shown to be no better than one that was.
     pub considered: u64,
+    /// How much less of the objective a layout could have that was not looked at, ms; zero when the
+    /// best is proved to be the best.
+    pub gap_ms: f64,
     /// The best layouts and those on the Pareto front, best first; at most [`LISTED_MAX`] beside
     /// the front.
     pub layouts: Vec<Assessment>,
@@ -88,6 +97,12 @@ pub struct Plan {
     pub timing: Option<Timing>,
     /// What one leader per client region would be worth.
     pub homes: Option<Homes>,
+    /// All latencies of the best layout.
+    pub forecast: Option<Forecast>,
+    /// What runs now, beside the best layout.
+    pub change: Option<Change>,
+    /// What the best layout's unavailability is made of.
+    pub budget: Vec<BudgetItem>,
     /// Findings about the input.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -126,6 +141,12 @@ pub struct Assessment {
     pub independent_unavailability: f64,
     /// Copies of a write between regions.
     pub wan_copies_per_write: usize,
+    /// What its writes send between regions, kB/s.
+    pub wan_kb_per_s: f64,
+    /// What it costs a month; `None` without prices.
+    pub cost_per_month: Option<f64>,
+    /// What its quorums are like.
+    pub quorum: QuorumFigures,
     /// Writes after the loss of each region; `None` where they stop.
     pub after_loss: Vec<Option<AfterLoss>>,
     /// Whether no other layout is better on one count without being worse on another.
@@ -150,6 +171,8 @@ pub struct WriteLatency {
 /// for all.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Homes {
+    /// Per region: where the subtrees that its clients write are homed best; itself, if it may lead.
+    pub home: Vec<usize>,
     /// Per region: the write of its clients to a subtree homed there, ms.
     pub write_ms: Vec<f64>,
     /// Mean over the clients' writes, ms.
@@ -158,11 +181,21 @@ pub struct Homes {
 
 /// Compares the layouts that `scenario` allows. Errors in the scenario are returned as findings.
 pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagnostic>> {
+    plan_and_report(scenario, objective, &mut |_| {})
+}
+
+/// [`plan`] that tells how far it has come, from time to time.
+pub fn plan_and_report(
+    scenario: &Scenario,
+    objective: Objective,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Plan, Vec<Diagnostic>> {
     let (world, mut diagnostics) = scenario.world()?;
     let keep = if world.space.count() <= LISTED_ALL { LISTED_MAX } else { LISTED_OF_MANY };
-    let found = Search::new(&world, objective, keep).run();
+    let found = Search::new(&world, objective, keep, progress).run();
     let mut assessor = Assessor::new(&world);
     let layouts: Vec<Assessment> = found
+        .standings
         .iter()
         .map(|standing| Assessment { on_front: standing.on_front, ..assessor.assess(&standing.layout) })
         .collect();
@@ -175,20 +208,34 @@ pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagn
         diagnostics.push(infeasible.diagnostic());
     }
     let best = recommended.map(|index| &layouts[index]);
+    let best_ms = best.map_or(f64::INFINITY, |best| best.objective_ms(objective));
+    let gap_ms = (best_ms - found.bound_ms).max(0.0);
+    if found.bound_ms.is_finite() {
+        diagnostics.push(bounded(&world, best.is_some(), gap_ms, found.bound_ms));
+    }
     let homes = best.map(|best| Homes::of(&world, &best.layout));
     if let Some(best) = best {
         diagnostics.extend(slow_preference(&world, objective, best, &layouts));
     }
-    let timing = best.map(|best| Timing::derive(&world.model, &best.layout, Assumptions::default()));
+    let timing = best.map(|best| Timing::derive(&world, &best.layout));
+    let forecast = best.map(|best| Forecast::of(&world, &best.layout));
+    let change = best.and_then(|best| Change::to(&world, best, objective));
+    diagnostics.extend(change.iter().flat_map(|change| &change.misfits).map(unfit));
+    let budget = best.map_or(Vec::new(), |best| world.failures.budget(&best.layout));
+    diagnostics.extend(timing.as_ref().and_then(|timing| short_sessions(&world, timing)));
     Ok(Plan {
         name: scenario.name.clone(),
         objective,
         considered: world.space.count(),
+        gap_ms,
         layouts,
         recommended,
         infeasible,
         timing,
         homes,
+        forecast,
+        change,
+        budget,
         diagnostics,
         world,
     })
@@ -235,7 +282,7 @@ impl<'w> Assessor<'w> {
 
     /// All figures of `layout`.
     pub fn assess(&mut self, layout: &Layout) -> Assessment {
-        let World { model, succession, failure, .. } = self.world;
+        let World { model, succession, failures, .. } = self.world;
         let regions = 0..model.regions.len();
         let commit = self.tails.commit(layout);
         let write: Vec<WriteLatency> =
@@ -249,9 +296,12 @@ impl<'w> Assessor<'w> {
             lock_ms: regions.clone().map(|client| model.lock_ms(layout, client)).collect(),
             sync_read_ms: regions.clone().map(|client| model.sync_read_ms(layout, client)).collect(),
             survives_regions: layout.survives_regions(),
-            unavailability: failure.unavailability(layout),
-            independent_unavailability: failure.independent_unavailability(layout),
+            unavailability: failures.unavailability(layout),
+            independent_unavailability: failures.independent_unavailability(layout),
             wan_copies_per_write: layout.wan_copies_per_write(),
+            wan_kb_per_s: self.world.traffic.wan_kb_per_s(layout),
+            cost_per_month: self.world.cost_per_month(layout),
+            quorum: QuorumFigures::of(layout),
             after_loss: regions.map(|lost| layout.after_loss(model, succession, lost)).collect(),
             on_front: false,
             violations: self.world.violations(layout),
@@ -279,7 +329,7 @@ impl<'w> Assessor<'w> {
             }
             Design::Flat | Design::Hier => 0,
         };
-        let local_commit_ms = model.client_region_commit_ms(layout, layout.leader, client);
+        let local_commit_ms = model.client_region_commit_ms(layout, client);
         WriteLatency {
             typical,
             percentiles: self.tails.write(layout, client, commit),
@@ -290,18 +340,72 @@ impl<'w> Assessor<'w> {
 
 impl Homes {
     /// A homed subtree's write is one commit of its region's ensemble: as many servers as the
-    /// best layout has there, three where it has fewer and may have them.
+    /// best layout has there, three where it has fewer and may have them. From elsewhere the way there
+    /// comes on top, and what [`crate::latency::Pipeline`] adds.
     fn of(world: &World, best: &Layout) -> Homes {
-        let model: &Model = &world.model;
-        let write_ms: Vec<f64> = (0..model.regions.len())
-            .map(|region| {
-                let servers = best.servers(region).max(world.space.voters_max_per_region[region].min(3));
-                model.client_rtt_ms + model.local_commit_ms(servers)
-            })
-            .collect();
+        let model = &world.model;
+        let regions = 0..model.regions.len();
+        let write_ms = |client: usize, home: usize| {
+            let servers = best.servers(home).max(world.space.voters_max_per_region[home].min(3));
+            let own_commits = if client == home { 0 } else { model.pipeline.commits() };
+            model.client_rtt_ms
+                + model.rtt_ms[client][home]
+                + model.local_commit_ms(servers)
+                + f64::from(own_commits) * model.client_region_commit_ms(best, client)
+        };
+        let able = |home: &usize| world.space.voters_max_per_region[*home] > 0 && !model.witness[*home];
+        let nearest = |client: usize| {
+            let homes = regions.clone().filter(able);
+            let nearest = homes.min_by(|a, b| write_ms(client, *a).total_cmp(&write_ms(client, *b)));
+            nearest.unwrap_or(best.leader)
+        };
+        let home: Vec<usize> = regions.clone().map(nearest).collect();
+        let write_ms: Vec<f64> = regions.clone().map(|client| write_ms(client, home[client])).collect();
         let mean_write_ms = model.mean_over_clients(|client| write_ms[client]);
-        Homes { write_ms, mean_write_ms }
+        Homes { home, write_ms, mean_write_ms }
     }
+}
+
+/// Says that not every layout was looked at, and what that may have cost.
+fn bounded(world: &World, found_one: bool, gap_ms: f64, bound_ms: f64) -> Diagnostic {
+    let count = world.space.count();
+    let message = match found_one {
+        true if gap_ms <= 0.0 => {
+            format!("of {count} layouts a part was looked at; the others are proved to be no better")
+        }
+        true => format!(
+            "of {count} layouts a part was looked at: another may be better, by at most {gap_ms:.1} ms (none is below \
+             {bound_ms:.1} ms)"
+        ),
+        false => format!("of {count} layouts a part was looked at, and none of it fits"),
+    };
+    Diagnostic::new(Code::Bounded, "max_voters", message).suggest(
+        "lower max_voters or max_per_region_default, or list regions under never_vote, to have all looked at",
+    )
+}
+
+/// Says which timeout in use is too short.
+fn unfit(misfit: &Misfit) -> Diagnostic {
+    let Misfit { name, value, least, unit, reason } = misfit;
+    Diagnostic::new(
+        Code::Unfit,
+        format!("current.timing.{name}"),
+        format!("{value} {unit} is too short: {reason}"),
+    )
+    .suggest(format!("set it to {least:.0} or more"))
+}
+
+/// Says when the sessions that clients ask for do not outlive a failover.
+fn short_sessions(world: &World, timing: &Timing) -> Option<Diagnostic> {
+    let wanted_ms = world.session_timeout_ms?;
+    let least_ms = timing.get("minSessionTimeout")?.value;
+    (wanted_ms < least_ms).then(|| {
+        let message = format!(
+            "clients ask for {wanted_ms:.0} ms: shorter than {least_ms:.0} ms, sessions end with every failover"
+        );
+        Diagnostic::new(Code::SessionCap, "session_timeout_ms", message)
+            .suggest(format!("minSessionTimeout raises them to {least_ms:.0} ms"))
+    })
 }
 
 /// Says what the preferred leader region costs, when another one is better.

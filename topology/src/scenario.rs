@@ -2,22 +2,28 @@
 //! turned into the model and the space of layouts that a plan is made from.
 
 mod check;
+mod place;
 mod read;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+pub use place::Source;
 pub use read::{parse, parse_json, parse_toml};
 
-use crate::availability::FailureModel;
+use crate::availability::{FailureModel, Failures, ZONES_PER_REGION};
+use crate::cost::{Prices, Traffic};
 use crate::diagnostic::{Code, Diagnostic, Level, has_errors};
-use crate::latency::{Distribution, Model, Pipeline};
+use crate::latency::{Distribution, Measured, Model, Pipeline};
 use crate::layout::{Design, Layout, Space};
 use crate::matrix::{Matrix, RoundTrip};
 use crate::survival::Succession;
+use crate::timing::Assumptions;
 
-/// Most layouts that are searched: about half a minute's work.
+/// Most layouts that are searched whole: about half a minute's work. Of more, the search looks at a
+/// part, and says how far from the best its answer may be.
 pub const LAYOUTS_MAX: u64 = 3_000_000_000;
 
 /// What to plan for. Times are milliseconds; everything but the regions and their round trips has
@@ -35,6 +41,12 @@ pub struct Scenario {
     pub rtt: BTreeMap<String, BTreeMap<String, Time>>,
     /// Share of the writes from each region; equal shares if none is given.
     pub client_write_share: BTreeMap<String, f64>,
+    /// Share of the reads from each region; that of the writes if none is given.
+    pub client_read_share: BTreeMap<String, f64>,
+    /// Zones that the voters of a region are spread over; three where nothing is said.
+    pub zones: BTreeMap<String, Zones>,
+    /// Whose each region is; all are one provider's where nothing is said.
+    pub providers: BTreeMap<String, String>,
     /// Round trip between a client and its server.
     pub client_rtt: f64,
     /// A flush of the log to disk.
@@ -53,15 +65,33 @@ pub struct Scenario {
     pub max_per_region: BTreeMap<String, usize>,
     /// Most voters of every other region.
     pub max_per_region_default: usize,
-    /// Regions that hold one voter at most, never lead and serve no clients.
+    /// Regions that hold one voter at most and never lead. Where clients write from one, its server
+    /// serves them, too.
     pub witness: Vec<String>,
     /// Regions that must not lead.
     pub never_leader: Vec<String>,
     /// Regions that should lead, best first: decides between layouts that are equal otherwise, and
     /// who takes over when the leader's region is lost.
     pub preferred_leaders: Vec<String>,
-    /// What a layout must survive.
+    /// Regions that must hold a voter.
+    pub must_vote: Vec<String>,
+    /// Regions that must not hold one.
+    pub never_vote: Vec<String>,
+    /// Weights of the regions' servers in a hierarchical quorum, one where nothing is said. A region of
+    /// weight zero has no vote.
+    pub weights: BTreeMap<String, f64>,
+    /// What a layout must survive and must not exceed.
     pub require: Requirements,
+    /// What servers and copies of writes cost.
+    pub cost: Prices,
+    /// How much is written.
+    pub traffic: Traffic,
+    /// The session timeout that clients ask for, ms.
+    pub session_timeout_ms: Option<f64>,
+    /// What timeouts are derived from where nothing is measured.
+    pub timing: Assumptions,
+    /// What runs now.
+    pub current: Option<Current>,
     /// Round trips of the pairs that the scenario leaves out.
     #[serde(skip)]
     pub matrix: Matrix,
@@ -81,9 +111,12 @@ impl Default for Scenario {
             coordinates: BTreeMap::new(),
             rtt: BTreeMap::new(),
             client_write_share: BTreeMap::new(),
+            client_read_share: BTreeMap::new(),
+            zones: BTreeMap::new(),
+            providers: BTreeMap::new(),
             client_rtt: 0.5,
-            fsync: Time { p50: 1.0, p99: Some(8.0) },
-            zone_rtt: Time { p50: 1.0, p99: Some(3.0) },
+            fsync: Time::new(1.0, Some(8.0)),
+            zone_rtt: Time::new(1.0, Some(3.0)),
             dist: Shifts::default(),
             failure: FailureModel::default(),
             designs: Design::ALL.to_vec(),
@@ -93,7 +126,15 @@ impl Default for Scenario {
             witness: Vec::new(),
             never_leader: Vec::new(),
             preferred_leaders: Vec::new(),
+            must_vote: Vec::new(),
+            never_vote: Vec::new(),
+            weights: BTreeMap::new(),
             require: Requirements::default(),
+            cost: Prices::default(),
+            traffic: Traffic::default(),
+            session_timeout_ms: None,
+            timing: Assumptions::default(),
+            current: None,
             matrix: Matrix::default(),
             measured: Matrix::default(),
             pipeline: Pipeline::default(),
@@ -101,13 +142,71 @@ impl Default for Scenario {
     }
 }
 
-/// A time: its median, and its 99th percentile where that is known. Reads from a number, too.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// A time: its median, its 99th percentile where that is known, the whole distribution where that
+/// was measured. Reads from a number, from percentiles, or from a histogram.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Time {
     /// The median, ms.
     pub p50: f64,
     /// The 99th percentile, ms.
     pub p99: Option<f64>,
+    /// The measured distribution.
+    pub measured: Option<Arc<Measured>>,
+}
+
+/// The zones of a region: their number, or their names.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Zones {
+    /// So many, called a, b, c and so on.
+    Count(u8),
+    /// Each by its name.
+    Named(Vec<String>),
+}
+
+impl Zones {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Zones::Count(count) => usize::from(*count),
+            Zones::Named(names) => names.len(),
+        }
+    }
+
+    /// The name of the `i`-th, from 0.
+    pub fn name(&self, i: usize) -> String {
+        match self {
+            Zones::Named(names) => names.get(i).cloned().unwrap_or_default(),
+            Zones::Count(_) => {
+                let letter = u8::try_from(i).ok().and_then(|i| b'a'.checked_add(i)).unwrap_or(b'z');
+                char::from(letter).to_string()
+            }
+        }
+    }
+}
+
+impl Default for Zones {
+    fn default() -> Self {
+        Zones::Count(ZONES_PER_REGION)
+    }
+}
+
+/// A layout that runs, and its timeouts: for findings about it and for comparison.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Current {
+    /// How a write is agreed on.
+    pub design: Design,
+    /// The region that leads.
+    pub leader: String,
+    /// Voters per region.
+    pub voters: BTreeMap<String, u8>,
+    /// Observers per region; where nothing is said, those that the planner would place.
+    #[serde(default)]
+    pub observers: BTreeMap<String, u8>,
+    /// Timeouts by the names that the plan gives them, in its units.
+    #[serde(default)]
+    pub timing: BTreeMap<String, f64>,
 }
 
 /// Floors of the distributions, as shares of the median (0 to below 1).
@@ -126,8 +225,8 @@ impl Default for Shifts {
     }
 }
 
-/// What a layout must survive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+/// What a layout must survive, and the figures that it must not exceed.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Requirements {
     /// Any so many regions lost. Without it: one, where three regions may vote, else none.
@@ -136,6 +235,16 @@ pub struct Requirements {
     pub region_loss_plus_voters: usize,
     /// Least voters in the leader's region.
     pub leader_region_min_voters: usize,
+    /// Most ms of the mean write (medians, by the clients' shares).
+    pub max_mean_write_ms: Option<f64>,
+    /// Most ms of the longest median write.
+    pub max_worst_write_ms: Option<f64>,
+    /// Most ms of the mean write after the worst loss of one region.
+    pub max_after_loss_ms: Option<f64>,
+    /// Most ms of the median write from single regions.
+    pub max_write_ms: BTreeMap<String, f64>,
+    /// Most that servers and copies may cost a month.
+    pub max_cost: Option<f64>,
 }
 
 /// A checked scenario, ready to be searched.
@@ -148,16 +257,59 @@ pub struct World {
     /// Who leads after a loss.
     pub succession: Succession,
     /// Failures.
-    pub failure: FailureModel,
+    pub failures: Failures,
+    /// Zones per region.
+    pub zones: Vec<Zones>,
+    /// Latitude and longitude per region, where known.
+    pub coordinates: Vec<Option<[f64; 2]>>,
+    /// Share of the reads that comes from each region; adds up to one.
+    pub read_shares: Vec<f64>,
     /// Regions that must be survivable.
     pub survive_regions: usize,
     /// Further voters beside one region; zero asks for nothing.
     pub region_loss_plus_voters: usize,
+    /// Figures not to exceed.
+    pub ceilings: Ceilings,
+    /// What things cost.
+    pub prices: Prices,
+    /// How much is written.
+    pub traffic: Traffic,
+    /// What timeouts are derived from.
+    pub assumptions: Assumptions,
+    /// The session timeout that clients ask for, ms.
+    pub session_timeout_ms: Option<f64>,
+    /// What runs now.
+    pub current: Option<Running>,
+}
+
+/// Figures that a layout must not exceed; infinite where nothing is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ceilings {
+    /// The mean write, ms.
+    pub mean_write_ms: f64,
+    /// The longest write, ms.
+    pub worst_write_ms: f64,
+    /// The mean write after the worst loss, ms.
+    pub after_loss_ms: f64,
+    /// The write of each region, ms.
+    pub write_ms: Vec<f64>,
+    /// The cost of a month.
+    pub cost: f64,
+}
+
+/// A layout that runs, with the timeouts that are known of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Running {
+    /// The layout.
+    pub layout: Layout,
+    /// Timeouts by the names that the plan gives them, in its units.
+    pub timing: BTreeMap<String, f64>,
 }
 
 impl World {
     /// The requirements that `layout` does not meet, in words.
     pub fn violations(&self, layout: &Layout) -> Vec<String> {
+        let names = &self.model.regions;
         let mut violations = Vec::new();
         let survived = layout.survives_regions();
         if survived < self.survive_regions {
@@ -173,7 +325,27 @@ impl World {
                 layout.voters[layout.leader], self.space.leader_voters_min
             ));
         }
+        for region in (0..names.len()).filter(|region| self.lacks_vote(layout, *region)) {
+            violations.push(format!("no voter in {}", names[region]));
+        }
+        for (what, figure, most) in self.figures_with_ceilings(layout) {
+            if figure > most {
+                violations.push(format!("{what}: {figure:.1}, not {most} or less"));
+            }
+        }
         violations
+    }
+
+    /// How the voters of a region are spread over its zones, by name; zones without any are left out.
+    pub fn voters_by_zone(&self, region: usize, voters: u8) -> Vec<(String, u8)> {
+        let counts = self.failures.voters_per_zone(region, voters);
+        let zone = |(i, count): (usize, u8)| (self.zones[region].name(i), count);
+        counts.into_iter().enumerate().filter(|(_, count)| *count > 0).map(zone).collect()
+    }
+
+    /// What a layout costs a month; `None` without prices.
+    pub fn cost_per_month(&self, layout: &Layout) -> Option<f64> {
+        self.prices.are_given().then(|| self.prices.cost_per_month(layout, &self.traffic))
     }
 
     /// Place of a leader's region in the preference; the others share the last.
@@ -188,6 +360,42 @@ impl World {
         layout.survives_regions() >= self.survive_regions
             && (more == 0 || layout.survives_region_and_voters(more))
             && layout.voters[layout.leader] >= self.space.leader_voters_min
+            && !(0..layout.voters.len()).any(|region| self.lacks_vote(layout, region))
+            && (self.ceilings.are_infinite()
+                || self.figures_with_ceilings(layout).iter().all(|(_, figure, most)| figure <= most))
+    }
+
+    fn lacks_vote(&self, layout: &Layout, region: usize) -> bool {
+        self.space.must_vote[region] && layout.voters[region] == 0
+    }
+
+    /// Every figure that has a ceiling, with its name.
+    fn figures_with_ceilings(&self, layout: &Layout) -> Vec<(String, f64, f64)> {
+        let (model, ceilings) = (&self.model, &self.ceilings);
+        let mut figures = vec![
+            ("mean write, ms".to_owned(), model.mean_write_ms(layout), ceilings.mean_write_ms),
+            ("worst write, ms".to_owned(), model.worst_write_ms(layout), ceilings.worst_write_ms),
+            ("cost a month".to_owned(), self.prices.cost_per_month(layout, &self.traffic), ceilings.cost),
+        ];
+        if ceilings.after_loss_ms.is_finite() {
+            let after_loss_ms = layout.worst_after_loss_ms(model, &self.succession);
+            figures.push(("mean write after a loss, ms".to_owned(), after_loss_ms, ceilings.after_loss_ms));
+        }
+        for (region, most) in ceilings.write_ms.iter().enumerate().filter(|(_, most)| most.is_finite()) {
+            let what = format!("write in {}, ms", model.regions[region]);
+            figures.push((what, model.write_ms(layout, region), *most));
+        }
+        figures
+    }
+}
+
+impl Ceilings {
+    /// Whether nothing is asked.
+    pub fn are_infinite(&self) -> bool {
+        [self.mean_write_ms, self.worst_write_ms, self.after_loss_ms, self.cost]
+            .iter()
+            .chain(&self.write_ms)
+            .all(|most| most.is_infinite())
     }
 }
 
@@ -197,7 +405,8 @@ impl Scenario {
         let (mut own, mut diagnostics) = (Matrix::default(), Vec::new());
         for (from, row) in &self.rtt {
             for (to, time) in row {
-                let round_trip = RoundTrip { p50_ms: time.p50, p99_ms: time.p99, measured: None };
+                let measured = time.measured.clone();
+                let round_trip = RoundTrip { p50_ms: time.p50, p99_ms: time.p99, measured };
                 own.set(from, to, round_trip, &format!("rtt.{from}.{to}"), &mut diagnostics);
             }
         }
@@ -223,19 +432,36 @@ impl Scenario {
             return Err(diagnostics);
         };
         let space = self.space();
-        if space.count() > LAYOUTS_MAX {
-            diagnostics.retain(|finding| finding.level > Level::Note);
-            diagnostics.push(too_many_layouts(space.count()));
-            return Err(diagnostics);
-        }
+        let ceiling = |most: Option<f64>| most.unwrap_or(f64::INFINITY);
+        let require = &self.require;
+        let per_region = |name: &String| ceiling(require.max_write_ms.get(name).copied());
+        let zones: Vec<Zones> =
+            self.regions.iter().map(|name| self.zones.get(name).cloned().unwrap_or_default()).collect();
+        let zone_counts: Vec<u8> =
+            zones.iter().map(|zones| u8::try_from(zones.count()).unwrap_or(u8::MAX)).collect();
         let world = World {
             survive_regions: self.survive_regions(),
-            region_loss_plus_voters: self.require.region_loss_plus_voters,
-            failure: self.failure,
+            region_loss_plus_voters: require.region_loss_plus_voters,
+            failures: Failures::new(&self.failure, &self.regions, &zone_counts, &self.providers),
+            zones,
+            coordinates: self.regions.iter().map(|name| self.coordinates.get(name).copied()).collect(),
+            read_shares: self.read_shares(),
             succession: Succession {
                 preferred: self.preferred_leaders.iter().filter_map(|name| self.region(name)).collect(),
                 avoided: self.regions.iter().map(|name| self.never_leader.contains(name)).collect(),
             },
+            ceilings: Ceilings {
+                mean_write_ms: ceiling(require.max_mean_write_ms),
+                worst_write_ms: ceiling(require.max_worst_write_ms),
+                after_loss_ms: ceiling(require.max_after_loss_ms),
+                write_ms: self.regions.iter().map(per_region).collect(),
+                cost: ceiling(require.max_cost),
+            },
+            prices: self.cost,
+            traffic: self.traffic,
+            assumptions: self.timing,
+            session_timeout_ms: self.session_timeout_ms,
+            current: self.current.as_ref().and_then(|current| self.running(current, &space)),
             model,
             space,
         };
@@ -248,10 +474,23 @@ impl Scenario {
         self.regions = regions.to_vec();
         self.coordinates.retain(|name, _| kept(name));
         self.client_write_share.retain(|name, _| kept(name));
+        self.client_read_share.retain(|name, _| kept(name));
+        self.zones.retain(|name, _| kept(name));
+        self.providers.retain(|name, _| kept(name));
+        self.weights.retain(|name, _| kept(name));
+        self.require.max_write_ms.retain(|name, _| kept(name));
+        self.failure.regions.retain(|name, _| kept(name));
+        self.failure.common_causes.iter_mut().for_each(|cause| cause.regions.retain(kept));
         self.max_per_region.retain(|name, _| kept(name));
         self.rtt.retain(|name, _| kept(name));
         self.rtt.values_mut().for_each(|row| row.retain(|name, _| kept(name)));
-        for names in [&mut self.witness, &mut self.never_leader, &mut self.preferred_leaders] {
+        for names in [
+            &mut self.witness,
+            &mut self.never_leader,
+            &mut self.preferred_leaders,
+            &mut self.must_vote,
+            &mut self.never_vote,
+        ] {
             names.retain(kept);
         }
     }
@@ -268,7 +507,27 @@ impl Scenario {
 
     fn voters_max_in(&self, name: &str) -> usize {
         let most = self.max_per_region.get(name).copied().unwrap_or(self.max_per_region_default);
-        if self.witness.iter().any(|witness| witness == name) { most.min(1) } else { most }
+        let without_vote = self.never_vote.iter().any(|never| never == name)
+            || self.weights.get(name).is_some_and(|weight| *weight == 0.0);
+        match self.witness.iter().any(|witness| witness == name) {
+            _ if without_vote => 0,
+            true => most.min(1),
+            false => most,
+        }
+    }
+
+    /// The layout that runs; `None` if it names regions or numbers that no layout has.
+    fn running(&self, current: &Current, space: &Space) -> Option<Running> {
+        let leader = self.region(&current.leader)?;
+        let of = |counts: &BTreeMap<String, u8>| -> Vec<u8> {
+            self.regions.iter().map(|name| counts.get(name).copied().unwrap_or(0)).collect()
+        };
+        let mut layout = space.complete(current.design, leader, of(&current.voters));
+        if !current.observers.is_empty() {
+            layout.observers = of(&current.observers);
+        }
+        let fits = layout.voters[leader] > 0 && layout.voter_count() <= crate::layout::VOTERS_MAX;
+        fits.then(|| Running { layout, timing: current.timing.clone() })
     }
 
     fn space(&self) -> Space {
@@ -283,28 +542,32 @@ impl Scenario {
                 .map(|name| !self.witness.contains(name) && !self.never_leader.contains(name))
                 .collect(),
             leader_voters_min: small(self.require.leader_region_min_voters.max(1)),
+            must_vote: self.regions.iter().map(|name| self.must_vote.contains(name)).collect(),
             served: self
-                .regions
-                .iter()
-                .zip(self.shares())
-                .map(|(name, share)| share > 0.0 && !self.witness.contains(name))
+                .shares()
+                .into_iter()
+                .zip(self.read_shares())
+                .map(|(writes, reads)| writes > 0.0 || reads > 0.0)
                 .collect(),
         }
     }
 
     /// The writes' shares per region, scaled to a sum of one.
     fn shares(&self) -> Vec<f64> {
-        let given: Vec<f64> = self
-            .regions
-            .iter()
-            .map(|name| self.client_write_share.get(name).copied().unwrap_or(0.0))
-            .collect();
+        self.scaled(&self.client_write_share)
+            .unwrap_or_else(|| vec![1.0 / self.regions.len() as f64; self.regions.len()])
+    }
+
+    /// The reads' shares per region, scaled to a sum of one; without any, those of the writes.
+    fn read_shares(&self) -> Vec<f64> {
+        self.scaled(&self.client_read_share).unwrap_or_else(|| self.shares())
+    }
+
+    fn scaled(&self, shares: &BTreeMap<String, f64>) -> Option<Vec<f64>> {
+        let given: Vec<f64> =
+            self.regions.iter().map(|name| shares.get(name).copied().unwrap_or(0.0)).collect();
         let sum: f64 = given.iter().sum();
-        if sum > 0.0 {
-            given.iter().map(|share| share / sum).collect()
-        } else {
-            vec![1.0 / self.regions.len() as f64; self.regions.len()]
-        }
+        (sum > 0.0).then(|| given.iter().map(|share| share / sum).collect())
     }
 
     fn model(&self, matrix: &Matrix) -> Option<Model> {
@@ -337,13 +600,16 @@ impl Scenario {
     }
 }
 
-fn too_many_layouts(count: u64) -> Diagnostic {
-    Diagnostic::new(Code::TooLarge, "max_voters", format!("{count} layouts; the search takes {LAYOUTS_MAX}"))
-        .suggest("lower max_voters or max_per_region_default, or set max_per_region to 0 where no voter should stand")
-}
-
 impl Time {
+    /// A time of which percentiles are known.
+    pub fn new(p50: f64, p99: Option<f64>) -> Self {
+        Time { p50, p99, measured: None }
+    }
+
     fn distribution(&self, shift: f64) -> Distribution {
-        Distribution::from_percentiles(self.p50, self.p99.unwrap_or(self.p50), shift)
+        match &self.measured {
+            Some(measured) => Distribution::Measured(Arc::clone(measured)),
+            None => Distribution::from_percentiles(self.p50, self.p99.unwrap_or(self.p50), shift),
+        }
     }
 }

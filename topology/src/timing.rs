@@ -4,13 +4,19 @@
 //! one is lost too, S the stall of a process, lambda the false elections allowed per second, eps
 //! the drift between two clocks.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
 
-use crate::latency::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::latency::{Distribution, Model};
 use crate::layout::{Design, Layout};
+use crate::scenario::World;
+
+const SECONDS_PER_YEAR: f64 = 365.25 * 86_400.0;
 
 /// What the formulas assume where nothing is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Assumptions {
     /// Between two heartbeats, ms.
     pub heartbeat_ms: f64,
@@ -34,6 +40,14 @@ pub struct Assumptions {
     pub window_mb: f64,
     /// Loading a snapshot into memory, MB/s.
     pub load_mb_per_s: f64,
+    /// How often a path between regions breaks and heals by itself, per day; zero if that is not known.
+    pub blips_per_day: f64,
+    /// How long such a blip lasts: the median, ms.
+    pub blip_p50_ms: f64,
+    /// How long such a blip lasts: the 99th percentile, ms.
+    pub blip_p99_ms: f64,
+    /// Failures of the leader that nothing but silence tells of, per year.
+    pub silent_failures_per_year: f64,
 }
 
 impl Default for Assumptions {
@@ -52,6 +66,10 @@ impl Default for Assumptions {
             link_mb_per_s: 125.0,
             window_mb: 16.0,
             load_mb_per_s: 200.0,
+            blips_per_day: 0.0,
+            blip_p50_ms: 500.0,
+            blip_p99_ms: 20_000.0,
+            silent_failures_per_year: 4.0,
         }
     }
 }
@@ -83,8 +101,9 @@ pub struct Timing {
 
 impl Timing {
     /// The timeouts that `layout` needs in this world.
-    pub fn derive(model: &Model, layout: &Layout, assumptions: Assumptions) -> Timing {
-        let derivation = Derivation { assumptions, fsync_p9999_ms: model.fsync.quantile(0.9999), model };
+    pub fn derive(world: &World, layout: &Layout) -> Timing {
+        let (model, assumptions) = (&world.model, world.assumptions);
+        let derivation = Derivation::new(world);
         let between_regions = Path::between_regions(model, layout);
         let mut settings = Vec::new();
         if layout.design == Design::Two {
@@ -102,6 +121,140 @@ impl Timing {
     /// A timeout by its name.
     pub fn get(&self, name: &str) -> Option<&Setting> {
         self.settings.iter().find(|setting| setting.name == name)
+    }
+}
+
+/// A timeout in use that does not fit the round trips.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Misfit {
+    /// The timeout.
+    pub name: &'static str,
+    /// What it is, in `unit`.
+    pub value: f64,
+    /// What it must be at least.
+    pub least: f64,
+    /// `ms` or `ticks`.
+    pub unit: &'static str,
+    /// Why.
+    pub reason: String,
+}
+
+/// Names that timeouts in use are given by, as [`Setting::name`].
+pub const TIMEOUTS_IN_USE: [&str; 11] = [
+    "tickTime",
+    "initLimit",
+    "syncLimit",
+    "connectToLearnerMasterLimit",
+    "minSessionTimeout",
+    "maxSessionTimeout",
+    "heartbeat",
+    "electionTimeout",
+    "globalHeartbeat",
+    "globalElectionTimeout",
+    "regionLease",
+];
+
+/// Timeouts in use that are too short for the round trips, whatever may be thought of losses: less
+/// than what the formulas need with two heartbeats lost in a row.
+pub fn misfits(world: &World, layout: &Layout, in_use: &BTreeMap<String, f64>) -> Vec<Misfit> {
+    let derivation = Derivation::new(world);
+    let between_regions = Path::between_regions(&world.model, layout);
+    let used = InUse { derivation, in_use };
+    let mut misfits = Vec::new();
+    let (ensemble, failover_ms) = match layout.design {
+        Design::Two => {
+            let servers = layout.voters.iter().chain(&layout.observers).max().copied().unwrap_or(1);
+            let inside = Path::inside_region(&world.model, usize::from(servers));
+            used.election("globalHeartbeat", "globalElectionTimeout", &between_regions, &mut misfits);
+            used.lease(&between_regions, &mut misfits);
+            let failover_ms = used.failover_ms("electionTimeout", &inside);
+            (inside, failover_ms)
+        }
+        Design::Flat | Design::Hier => {
+            let failover_ms = used.failover_ms("electionTimeout", &between_regions);
+            (between_regions, failover_ms)
+        }
+    };
+    used.election("heartbeat", "electionTimeout", &ensemble, &mut misfits);
+    used.limits(&ensemble, &mut misfits);
+    used.sessions(failover_ms, &mut misfits);
+    misfits
+}
+
+/// Timeouts in use, held against what the round trips need.
+struct InUse<'u> {
+    derivation: Derivation<'u>,
+    in_use: &'u BTreeMap<String, f64>,
+}
+
+impl InUse<'_> {
+    fn get(&self, name: &str) -> Option<f64> {
+        self.in_use.get(name).copied()
+    }
+
+    fn check(
+        &self,
+        name: &'static str,
+        unit: &'static str,
+        least: f64,
+        reason: String,
+        misfits: &mut Vec<Misfit>,
+    ) {
+        if let Some(value) = self.get(name).filter(|value| *value < least.ceil()) {
+            misfits.push(Misfit { name, value, least: least.ceil(), unit, reason });
+        }
+    }
+
+    fn election(&self, beat: &'static str, timeout: &'static str, path: &Path, misfits: &mut Vec<Misfit>) {
+        let a = &self.derivation.assumptions;
+        let heartbeat_ms = self.get(beat).unwrap_or(a.heartbeat_ms);
+        let jitter_ms = (path.p999_ms - path.min_ms) / 2.0;
+        let least_ms = (2.0 * heartbeat_ms + jitter_ms).max(heartbeat_ms + path.p999_ms) + a.stall_ms;
+        let reason = format!(
+            "two heartbeats of {heartbeat_ms:.0} ms and {jitter_ms:.0} ms jitter, or one and the round trip to {} \
+             ({:.0} ms at p99.9), and {:.0} ms stall",
+            path.what, path.p999_ms, a.stall_ms
+        );
+        self.check(timeout, "ms", least_ms, reason, misfits);
+    }
+
+    fn lease(&self, path: &Path, misfits: &mut Vec<Misfit>) {
+        let a = &self.derivation.assumptions;
+        let Some(election_ms) = self.get("globalElectionTimeout") else { return };
+        let least_ms = (election_ms + path.quorum_p999_ms + a.stall_ms) / (1.0 - a.clock_drift);
+        let reason = format!(
+            "a renewal outlives an election ({election_ms:.0} ms), {:.0} ms to a quorum (p99.9) and {:.0} ms stall",
+            path.quorum_p999_ms, a.stall_ms
+        );
+        self.check("regionLease", "ms", least_ms, reason, misfits);
+    }
+
+    fn limits(&self, path: &Path, misfits: &mut Vec<Misfit>) {
+        let Some(tick_ms) = self.get("tickTime").filter(|ms| *ms > 0.0) else { return };
+        let (lag_ms, join_ms) = (self.derivation.lag_ms(path), self.derivation.join_ms(path));
+        let reason = format!("a lagging follower's round trip, flush and backlog take {lag_ms:.0} ms");
+        self.check("syncLimit", "ticks", lag_ms / tick_ms, reason, misfits);
+        let reason = format!("four round trips, a snapshot and its loading take {join_ms:.0} ms");
+        self.check("initLimit", "ticks", join_ms / tick_ms, reason, misfits);
+        let connect_ms = 3.0 * path.p999_ms;
+        let reason = format!("three round trips to {} take {connect_ms:.0} ms", path.what);
+        self.check("connectToLearnerMasterLimit", "ticks", connect_ms / tick_ms, reason, misfits);
+    }
+
+    fn sessions(&self, failover_ms: f64, misfits: &mut Vec<Misfit>) {
+        let reason = format!("shorter sessions end with every failover of {failover_ms:.0} ms");
+        self.check("minSessionTimeout", "ms", failover_ms, reason, misfits);
+        if let Some(wanted_ms) = self.derivation.session_ms {
+            let reason = "clients ask for it".to_owned();
+            self.check("maxSessionTimeout", "ms", wanted_ms, reason, misfits);
+        }
+    }
+
+    fn failover_ms(&self, timeout: &str, path: &Path) -> f64 {
+        let derivation = &self.derivation;
+        let election_ms = self.get(timeout).unwrap_or(derivation.election_timeout_ms(path));
+        let beat_ms = self.get("heartbeat").unwrap_or(derivation.assumptions.heartbeat_ms);
+        election_ms + beat_ms + derivation.takeover_ms(path)
     }
 }
 
@@ -163,19 +316,111 @@ impl Path {
     }
 }
 
+/// Timeouts tried for the least downtime: from two heartbeats, each this much longer than the one before.
+const PATIENCE_RATIO: f64 = 1.02;
+const PATIENCE_STEPS: i32 = 300;
+
 struct Derivation<'m> {
     model: &'m Model,
     assumptions: Assumptions,
     fsync_p9999_ms: f64,
+    /// What clients ask for.
+    session_ms: Option<f64>,
 }
 
-impl Derivation<'_> {
+impl<'m> Derivation<'m> {
+    fn new(world: &'m World) -> Self {
+        Derivation {
+            model: &world.model,
+            assumptions: world.assumptions,
+            fsync_p9999_ms: world.model.fsync.quantile(0.9999),
+            session_ms: world.session_timeout_ms,
+        }
+    }
+
+    /// How far a follower may be behind: round trip, flush and backlog.
+    fn lag_ms(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        path.p999_ms + self.fsync_p9999_ms + 1000.0 * a.backlog_mb / a.link_mb_per_s
+    }
+
+    /// What a snapshot is sent at, when all followers ask for one at once.
+    fn snapshot_mb_per_s(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        let parallel = path.members.saturating_sub(1).max(1) as f64;
+        (a.link_mb_per_s / parallel).min(a.window_mb * 1000.0 / path.p999_ms)
+    }
+
+    /// How long a follower needs to join with a snapshot.
+    fn join_ms(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        let transfer_ms = 1000.0 * a.snapshot_mb / self.snapshot_mb_per_s(path);
+        let load_ms = 1000.0 * a.snapshot_mb / a.load_mb_per_s;
+        4.0 * path.p999_ms + transfer_ms + load_ms + self.fsync_p9999_ms
+    }
+
     /// Heartbeats that may go missing in a row before an election: so many that the path's losses
     /// alone cause no more than the allowed false elections.
     fn heartbeats(&self) -> f64 {
         let Assumptions { heartbeat_ms, loss, loss_again, false_elections_per_s, .. } = self.assumptions;
         let allowed = false_elections_per_s * heartbeat_ms / 1000.0 / (loss * (1.0 - loss_again));
         (1.0 + (allowed.ln() / loss_again.ln()).ceil()).max(2.0)
+    }
+
+    /// Elections that the path's losses alone cause in a year, at each follower.
+    fn false_elections_per_year(&self) -> f64 {
+        let Assumptions { heartbeat_ms, loss, loss_again, .. } = self.assumptions;
+        let per_second =
+            loss * (1.0 - loss_again) * loss_again.powf(self.heartbeats() - 1.0) / (heartbeat_ms / 1000.0);
+        per_second * SECONDS_PER_YEAR
+    }
+
+    /// The election timeout of least downtime where paths break and heal by themselves.
+    ///
+    /// A blip costs its length if it ends before the timeout E, else E and a failover of F; a silent
+    /// failure costs E + F. The downtime r_b (E[min(B, E)] + F S(E)) + r_f (E + F) is least where
+    /// f/S = 1/F + r_f/(r_b F S): wait only while the path is likelier to heal than a failover is to
+    /// finish.
+    fn patience(&self, timeout: &'static str, path: &Path, settings: &mut Vec<Setting>) {
+        let a = &self.assumptions;
+        if a.blips_per_day <= 0.0 {
+            return;
+        }
+        let blip = Distribution::from_percentiles(a.blip_p50_ms, a.blip_p99_ms, 0.0);
+        let (blips, failures) = (a.blips_per_day * 365.25, a.silent_failures_per_year);
+        let takeover_ms = self.takeover_ms(path);
+        let (mut waited_ms, mut before_ms) = (0.0, 0.0);
+        let (mut least, mut best_ms) = (f64::INFINITY, 0.0);
+        for step in 0..PATIENCE_STEPS {
+            let timeout_ms = 2.0 * a.heartbeat_ms * PATIENCE_RATIO.powi(step);
+            let lasts = 1.0 - blip.cdf(timeout_ms);
+            waited_ms += (timeout_ms - before_ms) * (2.0 - blip.cdf(timeout_ms) - blip.cdf(before_ms)) / 2.0;
+            before_ms = timeout_ms;
+            let downtime_ms =
+                blips * (waited_ms + takeover_ms * lasts) + failures * (timeout_ms + takeover_ms);
+            if downtime_ms < least {
+                (least, best_ms) = (downtime_ms, timeout_ms);
+            }
+        }
+        settings.push(Setting {
+            name: timeout,
+            value: best_ms.ceil(),
+            unit: "ms",
+            reason: format!(
+                "the least downtime, {:.0} s a year, with {} blips a day (half of them over after {:.0} ms) and {} silent \
+                 failures a year: a shorter timeout fails over where the path heals",
+                least / 1000.0,
+                a.blips_per_day,
+                a.blip_p50_ms,
+                failures
+            ),
+            rule_of_thumb: None,
+        });
+    }
+
+    /// From a failure until the election starts: the last heartbeat may just have been sent.
+    fn detection_ms(&self, path: &Path) -> f64 {
+        self.election_timeout_ms(path) + self.assumptions.heartbeat_ms
     }
 
     fn election_timeout_ms(&self, path: &Path) -> f64 {
@@ -189,7 +434,7 @@ impl Derivation<'_> {
     }
 
     fn failover_ms(&self, path: &Path) -> f64 {
-        self.election_timeout_ms(path) + self.assumptions.heartbeat_ms + self.takeover_ms(path)
+        self.detection_ms(path) + self.takeover_ms(path)
     }
 
     /// The keys of an ensemble's zoo.cfg, and its election.
@@ -205,13 +450,14 @@ impl Derivation<'_> {
         });
         self.sync_limits(path, tick_ms, settings);
         self.election("heartbeat", "electionTimeout", path, settings);
+        self.patience("electionTimeoutUnderBlips", path, settings);
+        self.failover(["falseElections", "detection", "failover"], path, settings);
         self.sessions(path, global, tick_ms, settings);
     }
 
     fn sync_limits(&self, path: &Path, tick_ms: f64, settings: &mut Vec<Setting>) {
         let a = &self.assumptions;
-        let backlog_ms = 1000.0 * a.backlog_mb / a.link_mb_per_s;
-        let lag_ms = path.p999_ms + self.fsync_p9999_ms + backlog_ms;
+        let lag_ms = self.lag_ms(path);
         let election_ms = self.election_timeout_ms(path);
         let sync_ticks = (election_ms.max(lag_ms) / tick_ms).ceil().max(2.0);
         settings.push(Setting {
@@ -225,11 +471,7 @@ impl Derivation<'_> {
             ),
             rule_of_thumb: Some(sync_rule_of_thumb(path.p50_ms)),
         });
-        let parallel = path.members.saturating_sub(1).max(1) as f64;
-        let rate = (a.link_mb_per_s / parallel).min(a.window_mb * 1000.0 / path.p999_ms);
-        let transfer_ms = 1000.0 * a.snapshot_mb / rate;
-        let load_ms = 1000.0 * a.snapshot_mb / a.load_mb_per_s;
-        let join_ms = 1.5 * (4.0 * path.p999_ms + transfer_ms + load_ms + self.fsync_p9999_ms);
+        let (rate, join_ms) = (self.snapshot_mb_per_s(path), 1.5 * self.join_ms(path));
         settings.push(Setting {
             name: "initLimit",
             value: (join_ms / tick_ms).ceil(),
@@ -269,11 +511,9 @@ impl Derivation<'_> {
             value: self.election_timeout_ms(path).ceil(),
             unit: "ms",
             reason: format!(
-                "{:.0} heartbeats (one false election in {:.0} days at {} loss), {:.0} ms jitter to {}, {:.0} ms stall; \
-                 randomise by {:.0} ms or more (p99 of the round trip)",
+                "{:.0} heartbeats, {:.0} ms jitter to {}, {:.0} ms stall; randomise by {:.0} ms or more (p99 of the \
+                 round trip)",
                 self.heartbeats(),
-                1.0 / (86_400.0 * a.false_elections_per_s),
-                a.loss,
                 (path.p999_ms - path.min_ms) / 2.0,
                 path.what,
                 a.stall_ms,
@@ -283,6 +523,43 @@ impl Derivation<'_> {
                 "etcd: ten round trips or more, {:.0} ms; Consul: 5000 ms",
                 10.0 * path.p50_ms
             )),
+        });
+    }
+
+    /// What the election's timeout buys and costs.
+    fn failover(&self, names: [&'static str; 3], path: &Path, settings: &mut Vec<Setting>) {
+        let a = &self.assumptions;
+        let [false_elections, detection, failover] = names;
+        settings.push(Setting {
+            name: false_elections,
+            value: (self.false_elections_per_year() * 10.0).round() / 10.0,
+            unit: "a year",
+            reason: format!(
+                "{:.0} heartbeats lost in a row, at {} loss in bursts of {:.0}; one in {:.0} days is allowed",
+                self.heartbeats(),
+                a.loss,
+                1.0 / (1.0 - a.loss_again),
+                1.0 / (86_400.0 * a.false_elections_per_s)
+            ),
+            rule_of_thumb: None,
+        });
+        settings.push(Setting {
+            name: detection,
+            value: self.detection_ms(path).ceil(),
+            unit: "ms",
+            reason: "from a failure until the election: the election timeout and a heartbeat".to_owned(),
+            rule_of_thumb: Some("ZooKeeper's syncLimit 5 at tickTime 2000: 10000 ms".to_owned()),
+        });
+        settings.push(Setting {
+            name: failover,
+            value: self.failover_ms(path).ceil(),
+            unit: "ms",
+            reason: format!(
+                "detection, and {:.0} ms to elect, synchronise and serve: 200 ms, six round trips to the quorum, two \
+                 flushes",
+                self.takeover_ms(path)
+            ),
+            rule_of_thumb: None,
         });
     }
 
@@ -316,38 +593,27 @@ impl Derivation<'_> {
         }
         settings.push(Setting {
             name: "maxSessionTimeout",
-            value: (20.0 * tick_ms).max(4.0 * longest_ms).max(40_000.0),
+            value: (20.0 * tick_ms).max(4.0 * longest_ms).max(self.session_ms.unwrap_or(0.0)).max(40_000.0),
             unit: "ms",
-            reason: format!(
-                "always write it: the default of 20 ticks would cap sessions at {:.0} ms",
-                20.0 * tick_ms
-            ),
+            reason: match self.session_ms {
+                Some(wanted_ms) => format!(
+                    "clients ask for {wanted_ms:.0} ms; the default of 20 ticks would cap them at {:.0} ms",
+                    20.0 * tick_ms
+                ),
+                None => format!(
+                    "always write it: the default of 20 ticks would cap sessions at {:.0} ms",
+                    20.0 * tick_ms
+                ),
+            },
             rule_of_thumb: Some("20 ticks".to_owned()),
-        });
-        settings.push(Setting {
-            name: "failover",
-            value: self.failover_ms(path).ceil(),
-            unit: "ms",
-            reason: format!(
-                "the election timeout, a heartbeat, and {:.0} ms to elect, synchronise and serve",
-                self.takeover_ms(path)
-            ),
-            rule_of_thumb: None,
         });
     }
 
     fn global_group(&self, path: &Path, settings: &mut Vec<Setting>) {
         self.election("globalHeartbeat", "globalElectionTimeout", path, settings);
-        settings.push(Setting {
-            name: "globalFailover",
-            value: self.failover_ms(path).ceil(),
-            unit: "ms",
-            reason: format!(
-                "the global election timeout, a heartbeat, and {:.0} ms for six round trips to a quorum of regions",
-                self.takeover_ms(path)
-            ),
-            rule_of_thumb: None,
-        });
+        self.patience("globalElectionTimeoutUnderBlips", path, settings);
+        let names = ["globalFalseElections", "globalDetection", "globalFailover"];
+        self.failover(names, path, settings);
         self.lease("regionLease", "regionTakeover", path, settings);
     }
 
@@ -393,7 +659,15 @@ fn sync_rule_of_thumb(rtt_ms: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latency::tests::{example, layout};
+    use crate::latency::tests::layout;
+    use crate::scenario;
+
+    /// The world of the example scenario.
+    fn world(assumptions: Assumptions) -> World {
+        let mut scenario = scenario::parse(include_str!("../data/three-regions.json")).unwrap();
+        scenario.timing = assumptions;
+        scenario.world().unwrap().0
+    }
 
     fn value(timing: &Timing, name: &str) -> f64 {
         timing.get(name).unwrap_or_else(|| panic!("no {name}")).value
@@ -401,8 +675,9 @@ mod tests {
 
     #[test]
     fn timing_follows_the_formulas() {
-        let model = example();
-        let timing = Timing::derive(&model, &layout(Design::Flat, 0, [2, 2, 1]), Assumptions::default());
+        let world = world(Assumptions::default());
+        let model = &world.model;
+        let timing = Timing::derive(&world, &layout(Design::Flat, 0, [2, 2, 1]));
         // k = 1 + ceil(ln(3.858e-7 * 0.1 / 5e-5) / ln 0.5) = 1 + ceil(10.34).
         let way = &model.rtt[0][2];
         let election = 12.0 * 100.0 + (way.quantile(0.999) - way.floor_ms()) / 2.0 + 100.0;
@@ -414,11 +689,15 @@ mod tests {
         assert_eq!(value(&timing, "leaderLease"), lease.ceil());
         assert_eq!(value(&timing, "failover"), (election + 100.0 + 200.0 + 6.0 * 62.0 + 2.0).ceil());
         assert!(value(&timing, "maxSessionTimeout") >= 40_000.0);
+        assert_eq!(value(&timing, "detection"), (election + 100.0).ceil());
+        // l (1 - q) q^(k - 1) / h = 1e-4 * 0.5 * 2^-11 / 0.1 s.
+        let per_year = 5e-4 / 2048.0 * SECONDS_PER_YEAR;
+        assert!((value(&timing, "falseElections") - per_year).abs() < 0.05);
     }
 
     #[test]
     fn two_levels_have_timeouts_of_their_own() {
-        let timing = Timing::derive(&example(), &layout(Design::Two, 0, [3, 3, 1]), Assumptions::default());
+        let timing = Timing::derive(&world(Assumptions::default()), &layout(Design::Two, 0, [3, 3, 1]));
         assert!(value(&timing, "globalElectionTimeout") > value(&timing, "electionTimeout"));
         assert!(value(&timing, "minGlobalSessionTimeout") > value(&timing, "minSessionTimeout"));
         assert!(value(&timing, "regionTakeover") > value(&timing, "regionLease"));
@@ -426,11 +705,66 @@ mod tests {
     }
 
     #[test]
+    fn patience_pays_as_long_as_paths_heal_sooner_than_a_failover_is_done() {
+        let under_blips = |blips_per_day, blip_p50_ms, blip_p99_ms| {
+            let assumptions =
+                Assumptions { blips_per_day, blip_p50_ms, blip_p99_ms, ..Assumptions::default() };
+            let timing = Timing::derive(&world(assumptions), &layout(Design::Flat, 0, [2, 2, 1]));
+            timing.get("electionTimeoutUnderBlips").map(|setting| setting.value)
+        };
+        assert_eq!(under_blips(0.0, 500.0, 20_000.0), None);
+        // Of many short blips most are waited out; long ones are not worth waiting for.
+        let (short, long) =
+            (under_blips(50.0, 100.0, 600.0).unwrap(), under_blips(50.0, 30_000.0, 90_000.0).unwrap());
+        assert!(short > 300.0 && long <= 200.0, "{short} {long}");
+        // The first-order condition: f/S = 1/F + r_f/(r_b F S), F = 574 ms in the example.
+        let (blip, failover_ms) = (Distribution::from_percentiles(100.0, 600.0, 0.0), 574.0);
+        let density = (blip.cdf(short + 1.0) - blip.cdf(short - 1.0)) / 2.0;
+        let needed = ((1.0 - blip.cdf(short)) + 4.0 / (50.0 * 365.25)) / failover_ms;
+        assert!((density / needed - 1.0).abs() < 0.15, "{density} {needed}");
+    }
+
+    #[test]
+    fn sessions_are_as_long_as_clients_ask() {
+        let mut world = world(Assumptions::default());
+        world.session_timeout_ms = Some(120_000.0);
+        let timing = Timing::derive(&world, &layout(Design::Flat, 0, [1, 1, 1]));
+        assert_eq!(value(&timing, "maxSessionTimeout"), 120_000.0);
+    }
+
+    #[test]
+    fn timeouts_in_use_are_held_against_the_round_trips() {
+        let world = world(Assumptions::default());
+        let layout = layout(Design::Two, 0, [3, 3, 1]);
+        let of = |pairs: &[(&str, f64)]| -> Vec<&'static str> {
+            let in_use = pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+            misfits(&world, &layout, &in_use).iter().map(|misfit| misfit.name).collect()
+        };
+        let defaults = [
+            ("tickTime", 2000.0),
+            ("heartbeat", 150.0),
+            ("electionTimeout", 750.0),
+            ("globalHeartbeat", 400.0),
+            ("globalElectionTimeout", 2500.0),
+            ("regionLease", 10_000.0),
+            ("minSessionTimeout", 4000.0),
+        ];
+        assert_eq!(of(&defaults), Vec::<&str>::new());
+        assert_eq!(
+            of(&[("globalHeartbeat", 400.0), ("globalElectionTimeout", 800.0)]),
+            ["globalElectionTimeout"]
+        );
+        assert_eq!(of(&[("globalElectionTimeout", 2500.0), ("regionLease", 2000.0)]), ["regionLease"]);
+        assert_eq!(of(&[("tickTime", 100.0), ("syncLimit", 1.0)]), ["syncLimit"]);
+        assert_eq!(of(&[("minSessionTimeout", 500.0)]), ["minSessionTimeout"]);
+    }
+
+    #[test]
     fn more_loss_needs_more_heartbeats() {
         let election = |loss| {
             let assumptions = Assumptions { loss, ..Assumptions::default() };
             value(
-                &Timing::derive(&example(), &layout(Design::Flat, 0, [1, 1, 1]), assumptions),
+                &Timing::derive(&world(assumptions), &layout(Design::Flat, 0, [1, 1, 1])),
                 "electionTimeout",
             )
         };

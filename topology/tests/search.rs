@@ -1,10 +1,11 @@
 //! The search against brute force: every layout, assessed one by one.
 
+use meridian_topology::availability::{CommonCause, RegionFailure};
 use meridian_topology::latency::Pipeline;
 use meridian_topology::layout::{Design, Guide, Layout, Partial};
 use meridian_topology::matrix;
 use meridian_topology::plan::{Assessment, Assessor, Objective, Plan, plan};
-use meridian_topology::scenario::{Requirements, Scenario, Time, World};
+use meridian_topology::scenario::{Requirements, Scenario, Time, World, Zones};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,7 +60,7 @@ fn counts(assessment: &Assessment) -> [i64; 6] {
         steps(assessment.mean_write_ms),
         steps(assessment.worst_write_ms),
         steps(assessment.worst_after_loss_ms()),
-        (assessment.unavailability / 1e-9) as i64,
+        (assessment.unavailability / 1e-10) as i64,
         assessment.layout.voter_count() as i64,
         assessment.wan_copies_per_write as i64,
     ]
@@ -79,7 +80,10 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
     let limits = (1usize..=7, 1usize..=3, prop::collection::vec(0usize..=3, 2));
     let required = (0usize..=2, 0usize..=1, 0usize..=2);
     let roles = (prop::option::of(0usize..5), prop::option::of(0usize..5), prop::option::of(0usize..5));
-    (3usize..=4, times, shares, limits, required, roles, any::<bool>()).prop_map(
+    let votes = (prop::option::weighted(0.2, 0usize..4), prop::option::weighted(0.2, 0usize..4));
+    let ceilings = (prop::option::weighted(0.2, 50u32..400), prop::option::weighted(0.2, 50u32..500));
+    let more = (votes, ceilings, any::<bool>());
+    (3usize..=4, times, shares, limits, required, roles, any::<bool>(), more).prop_map(
         |(
             count,
             times,
@@ -88,6 +92,7 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
             (survive, plus, leader),
             (witness, never, preferred),
             local,
+            ((must, must_not), (mean, after_loss), uneven),
         )| {
             let name = |region: usize| format!("r{region}");
             let named = |region: Option<usize>| region.filter(|r| *r < count).map(name).into_iter().collect();
@@ -95,8 +100,7 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
             let mut times = times.into_iter();
             for a in 0..count {
                 for (b, (p50, tail)) in (a + 1..count).zip(times.by_ref()) {
-                    let time =
-                        Time { p50: f64::from(p50), p99: Some(f64::from(p50) + f64::from(tail) / 4.0) };
+                    let time = Time::new(f64::from(p50), Some(f64::from(p50) + f64::from(tail) / 4.0));
                     scenario.rtt.entry(name(a)).or_default().insert(name(b), time);
                 }
             }
@@ -114,9 +118,26 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
                 survive_regions: Some(survive),
                 region_loss_plus_voters: plus,
                 leader_region_min_voters: leader,
+                ..Requirements::default()
             };
             (scenario.witness, scenario.never_leader) = (named(witness), named(never));
             scenario.preferred_leaders = named(preferred);
+            scenario.never_vote = named(must_not);
+            if must != must_not && must.is_some_and(|must| own.get(must).is_none_or(|most| *most > 0)) {
+                scenario.must_vote = named(must);
+            }
+            scenario.require.max_mean_write_ms = mean.map(f64::from);
+            scenario.require.max_after_loss_ms = after_loss.map(f64::from);
+            if uneven {
+                let worse = RegionFailure { region_unavail: Some(1e-3), ..RegionFailure::default() };
+                scenario.failure.regions.insert(name(1), worse);
+                scenario.zones.insert(name(0), Zones::Count(2));
+                scenario.failure.common_causes = vec![CommonCause {
+                    name: "cable".to_owned(),
+                    unavail: 1e-4,
+                    regions: vec![name(0), name(2)],
+                }];
+            }
             scenario.pipeline = if local { Pipeline::MERIDIAN } else { Pipeline::default() };
             scenario
         },
@@ -124,7 +145,7 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn the_best_is_the_best_of_all(scenario in scenarios(), objective in prop::sample::select(&Objective::ALL[..])) {

@@ -18,6 +18,7 @@ use meridian_node::mesh_server::{MeshPart, MeshServer};
 use meridian_node::peer_tls::PeerIdentity;
 use meridian_node::region::{RegionConfig, Storage, Timing, View};
 use meridian_node::server::ServerOptions;
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 use meridian_seam::background::{Background, LogWriter, Work};
 use meridian_seam::disk::Disk;
@@ -100,8 +101,10 @@ impl Layout {
             region: number(region),
             region_name: self.region_name(region),
             server: u64::from(number(server)),
-            voters: self.peer_addresses(region, 0..self.voters),
-            observers: self.peer_addresses(region, self.voters..self.servers_per_region()),
+            members: members_at(
+                &self.peer_addresses(region, 0..self.voters),
+                &self.peer_addresses(region, self.voters..self.servers_per_region()),
+            ),
             listen: address_of(self.host_of(region, server), PEER_PORT).to_string(),
             data_dir: PathBuf::from("/data"),
             timing: Timing {
@@ -110,6 +113,7 @@ impl Layout {
             },
             // Small, so that segments end, logs are purged and snapshots are sent within a run.
             storage: Storage {
+                log_dir: None,
                 log: LogOptions {
                     segment_bytes: 128 << 10,
                     reserve_bytes: 512 << 10,

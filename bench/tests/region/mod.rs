@@ -6,6 +6,7 @@ use std::time::Duration;
 use meridian_bench::client::Client;
 use meridian_node::region::{RegionConfig, Timing};
 use meridian_node::server::{Server, ServerOptions};
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 
 pub(crate) struct Region {
@@ -21,8 +22,7 @@ impl Region {
             region: 1,
             region_name: "a".into(),
             server: 1,
-            voters: BTreeMap::from([(1, peer.clone())]),
-            observers: BTreeMap::new(),
+            members: members_at(&BTreeMap::from([(1, peer.clone())]), &BTreeMap::new()),
             listen: peer,
             data_dir: directory.path().into(),
             timing: Timing {

@@ -2,11 +2,16 @@
 
 mod certs;
 mod demo;
+mod import;
+mod members;
+mod mesh;
 mod plan;
 mod server;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::config::{LogConfig, LogFormat};
@@ -38,6 +43,12 @@ enum Command {
     Server(server::ServerArgs),
     /// Run a mesh of several regions on this machine, or cut and heal its links
     Demo(demo::DemoArgs),
+    /// Show or change the servers of a region while it runs
+    Members(members::MembersArgs),
+    /// Show who leads the mesh and who is home of what, or move it
+    Mesh(mesh::MeshArgs),
+    /// Take over the znodes of an Apache ZooKeeper ensemble
+    Import(import::ImportArgs),
     /// Plan a topology from round-trip times
     Plan(Box<meridian_topology::command::PlanArgs>),
     /// Make the certificates of a mesh
@@ -49,6 +60,9 @@ pub fn run() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Server(args) => server::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Members(args) => members::run(&args),
+        Command::Mesh(args) => mesh::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Certs(args) => certs::run(&args),
     };
@@ -72,18 +86,40 @@ fn start_log(config: &LogConfig) -> anyhow::Result<()> {
 
 /// The answer of a server's HTTP endpoint.
 fn ask_admin(address: &str, path: &str) -> anyhow::Result<String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(std::time::Duration::from_secs(3)))
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let mut response = agent.get(format!("http://{address}{path}")).call()?;
+    let response = admin_agent(Duration::from_secs(3)).get(format!("http://{address}{path}")).call();
+    admin_answer(address, path, response)
+}
+
+/// Asks a server's HTTP endpoint for a change, which may take as long as servers need to catch up.
+fn post_admin(address: &str, path: &str, body: &serde_json::Value) -> anyhow::Result<String> {
+    send_admin(address, path, "application/json", body.to_string().as_bytes())
+}
+
+fn send_admin(address: &str, path: &str, kind: &str, body: &[u8]) -> anyhow::Result<String> {
+    let agent = admin_agent(Duration::from_secs(150));
+    let request = agent.post(format!("http://{address}{path}")).header("content-type", kind);
+    admin_answer(address, path, request.send(body))
+}
+
+fn admin_agent(timeout: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build().into()
+}
+
+fn admin_answer(
+    address: &str,
+    path: &str,
+    response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+) -> anyhow::Result<String> {
+    let mut response = response.with_context(|| {
+        format!("no answer from the admin address {address}; is the server running, and is this its [admin] listen?")
+    })?;
     let body = response.body_mut().read_to_string()?;
-    anyhow::ensure!(
-        response.status().is_success(),
-        "{address}{path} answered {}: {}",
-        response.status(),
-        body.trim()
-    );
-    Ok(body)
+    if response.status().is_success() {
+        return Ok(body);
+    }
+    let error = serde_json::from_str::<serde_json::Value>(&body).ok();
+    match error.as_ref().and_then(|error| error["error"].as_str()) {
+        Some(reason) => anyhow::bail!("{reason}"),
+        None => anyhow::bail!("{address}{path} answered {}: {}", response.status(), body.trim()),
+    }
 }

@@ -9,21 +9,24 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use meridian_bridge::certificates::{Identity, IdentityPaths, PeerName};
+use meridian_bridge::mesh::{Mesh, RegionId};
 use meridian_seam::Environment;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::start_log;
-use crate::config::{Overrides, ServerConfig};
+use crate::config::{Overrides, Role, ServerConfig, TlsConfig};
 use crate::mesh_server::{MeshPart, MeshServer};
 use crate::peer_tls::PeerIdentity;
 use crate::region::{PeerTls, RegionConfig};
 use crate::server::{Server, ServerOptions};
+use crate::txn::Policy;
 
 const EXAMPLES: &str = "\
 Examples:
   meridian server --config /etc/meridian/region.toml
+  meridian server --config /etc/zookeeper/conf/zoo.cfg
   MERIDIAN_CLIENT__LISTEN=0.0.0.0:2182 meridian server --config region.toml --server 2 --data-dir /data/2
 
 It runs until SIGTERM or Ctrl-C. SIGHUP reloads the certificates.
@@ -32,7 +35,7 @@ deploy/region.toml is a commented example of a configuration.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ServerArgs {
-    /// The configuration, TOML
+    /// The configuration: TOML, or ZooKeeper's zoo.cfg if the name does not end in .toml
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// This server's number, instead of the one in the file
@@ -51,11 +54,20 @@ pub(super) fn run(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let config = ServerConfig::load(&args.config, &overrides)
         .with_context(|| format!("the configuration {} can't be used", args.config.display()))?;
     start_log(&config.log)?;
+    config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    warn_of_even_voters(&config);
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(serve(config, args.until_stdin_closes));
     // The thread that waits for the end of standard input may never end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result.map(|()| ExitCode::SUCCESS)
+}
+
+fn warn_of_even_voters(config: &ServerConfig) {
+    let voters = config.members().values().filter(|member| member.role == Role::Voter).count();
+    if voters.is_multiple_of(2) {
+        tracing::warn!(voters, "an even number of voters survives no more failures than one fewer");
+    }
 }
 
 async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result<()> {
@@ -67,6 +79,7 @@ async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result
     let part = mesh_part(&config, identity.clone())?;
     let running = MeshServer::start(environment.clone(), options(&config, identity.clone())?, part).await?;
     add_routes(&config, &environment, running.server());
+    add_actions(&running);
     let mut failure = running.server().region().failure();
     let stdin_closed = stdin_closed(until_stdin_closes);
     tokio::pin!(stdin_closed);
@@ -120,29 +133,38 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
         region: mesh.and_then(|mesh| mesh.region_id(&config.region)).unwrap_or(1),
         region_name: config.region.clone(),
         server: u64::from(config.server),
-        voters: config.voters(),
-        observers: config.observers(),
-        listen: config
-            .servers
-            .iter()
-            .find(|s| s.number == config.server)
-            .map(|s| s.address.clone())
-            .unwrap_or_default(),
+        members: config.members(),
+        listen: config.peer_listen(),
         data_dir: config.data_dir.clone(),
         timing: config.region_timing(),
-        storage: Default::default(),
+        storage: config.region_storage(),
         tls: identity.map(|identity| PeerIdentity::new(identity) as Arc<dyn PeerTls>),
     };
     let ms = |ms: u32| Duration::from_millis(u64::from(ms));
     let words = &config.client.four_letter_words;
     let mut options = ServerOptions::new(region, config.client.listen.clone());
     options.admin_listen = config.admin.listen.clone();
+    options.admin_optional = config.admin.optional;
+    options.metrics_listen = config.admin.metrics_listen.clone();
+    options.reconfig_enabled = config.client.reconfig;
+    options.connections_max = match config.client.connections_max {
+        0 => usize::MAX,
+        max => max,
+    };
     options.tick = Duration::from_millis(config.tick_ms);
     options.session_timeout_min = config.client.session_timeout_min_ms.map(ms);
     options.session_timeout_max = config.client.session_timeout_max_ms.map(ms);
     options.frame_bytes_max = config.client.frame_bytes_max;
     options.connections_per_address_max = config.client.connections_per_address_max;
     options.words = words.iter().cloned().collect();
+    options.reaping = config.client.containers.reaping();
+    let (extended_types, enforce_quota) = (config.client.extended_types, config.client.enforce_quota);
+    options.policy = Policy { extended_types, enforce_quota };
+    if config.client.listen.is_empty() {
+        options.client_listen = None;
+    }
+    options.authentication = config.client.authentication.authentication()?;
+    options.tls = config.client.tls.as_ref().map(TlsConfig::options);
     Ok(options)
 }
 
@@ -167,6 +189,7 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
     let (hub, gate, clock) = (server.hub().clone(), server.lease().clone(), environment.clock.clone());
     let leadership = server.region().leadership();
     let (region, name, role) = (config.region.clone(), config.server_name(), config.role());
+    let config = config.clone();
     server.routes().add("/mesh", move || {
         let known = report(&hub);
         let leads = *leadership.borrow();
@@ -181,10 +204,60 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
             "global_leader": known["global_leader"],
             "global_term": known["global_term"],
             "outbox_requests": known["outbox_requests"],
+            "subtrees": subtrees(&hub),
+            "layout": super::plan::layout(&config, &hub.view().state.ensemble.members),
             "lease_holds": lease_left.is_none_or(|left| !left.is_zero()),
             "lease_left_ms": lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         })
     });
+}
+
+/// The shared subtrees and their homes, as this server has applied them.
+fn subtrees(hub: &crate::server::Hub) -> serde_json::Value {
+    let view = hub.view();
+    let state = &view.state;
+    let subtrees = state.mesh.subtrees().map(|(id, subtree)| {
+        let order = state.mesh.orderer_of(id).and_then(|orderer| state.federation.orders.get(&orderer));
+        let home = order.and_then(|order| state.mesh.region_name(order.home));
+        json!({ "path": subtree.path, "home": home, "epoch": order.map(|order| order.epoch) })
+    });
+    subtrees.collect()
+}
+
+/// What operators can have the mesh do: move a home, move the lead.
+fn add_actions(running: &MeshServer) {
+    let Some(bridge) = running.bridge() else { return };
+    let hub = running.server().hub().clone();
+    let (mesh_bridge, mesh_hub) = (bridge.clone(), hub.clone());
+    running.server().routes().add_action("/mesh/home", move |asked| {
+        let (bridge, hub) = (mesh_bridge.clone(), mesh_hub.clone());
+        Box::pin(async move {
+            let mesh = hub.view().state.mesh.clone();
+            let path = asked["path"].as_str().unwrap_or_default();
+            let (subtree, _) = mesh
+                .subtrees()
+                .find(|(_, subtree)| subtree.path == path)
+                .ok_or_else(|| format!("'{path}' is not the root of a shared subtree"))?;
+            let to = region_asked(&mesh, &asked)?;
+            bridge.move_home(subtree, to).await.map_err(|e| e.to_string())?;
+            Ok(json!({ "subtrees": subtrees(&hub) }))
+        })
+    });
+    let bridge = bridge.clone();
+    running.server().routes().add_action("/mesh/leader", move |asked| {
+        let (bridge, hub) = (bridge.clone(), hub.clone());
+        Box::pin(async move {
+            let to = region_asked(&hub.view().state.mesh, &asked)?;
+            bridge.transfer_global(to).await.map_err(|e| e.to_string())?;
+            Ok(json!({ "global_leader": asked["region"] }))
+        })
+    });
+}
+
+fn region_asked(mesh: &Mesh, asked: &serde_json::Value) -> Result<RegionId, String> {
+    let name = asked["region"].as_str().unwrap_or_default();
+    let known = || mesh.regions.join(", ");
+    mesh.region_id(name).ok_or_else(|| format!("there is no region '{name}'; the mesh has {}", known()))
 }
 
 /// Done when standard input ends, if that is to be waited for.

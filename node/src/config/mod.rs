@@ -2,7 +2,10 @@
 //!
 //! A variable is named `MERIDIAN_` and the key in capitals, with two underscores between the parts:
 //! `MERIDIAN_CLIENT__LISTEN=0.0.0.0:2181`. Unknown keys are refused. `deploy/region.toml` is a commented
-//! example.
+//! example. A file whose name does not end in `.toml` is read as ZooKeeper's `zoo.cfg`.
+
+mod security;
+mod zoo_cfg;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,7 +23,12 @@ use meridian_seam::limits;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::region::Timing;
+use crate::region::{Storage, Timing};
+use crate::server::Reaping;
+pub use security::{AuthenticationConfig, TlsConfig};
+
+pub use crate::txn::ensemble::Role;
+use crate::txn::ensemble::{Member, Members};
 
 /// Prefix of the environment variables.
 const ENVIRONMENT_PREFIX: &str = "MERIDIAN_";
@@ -38,6 +46,9 @@ pub struct ServerConfig {
     /// ZooKeeper's tick in ms: session timeouts are bounded by it.
     #[serde(default = "default_tick_ms")]
     pub tick_ms: u64,
+    /// Where this server listens for the others, if not at its address under `servers`.
+    #[serde(default)]
+    pub listen: Option<String>,
     /// Clients.
     #[serde(default)]
     pub client: ClientConfig,
@@ -55,9 +66,15 @@ pub struct ServerConfig {
     /// Timeouts within the region.
     #[serde(default)]
     pub timing: TimingConfig,
+    /// What is kept on disk.
+    #[serde(default)]
+    pub storage: StorageConfig,
     /// The log for people.
     #[serde(default)]
     pub log: LogConfig,
+    /// What the log should tell about how the configuration was understood.
+    #[serde(skip)]
+    pub notices: Vec<String>,
 }
 
 fn default_tick_ms() -> u64 {
@@ -68,29 +85,80 @@ fn default_tick_ms() -> u64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
-    /// The address to listen on.
+    /// The address to listen on; an empty one if only TLS is spoken.
     pub listen: String,
+    /// How clients prove who they are.
+    pub authentication: AuthenticationConfig,
+    /// TLS for clients.
+    pub tls: Option<TlsConfig>,
     /// Bounds of session timeouts; 2 and 20 ticks unless given.
     pub session_timeout_min_ms: Option<u32>,
     /// See `session_timeout_min_ms`.
     pub session_timeout_max_ms: Option<u32>,
+    /// Connections in all; 0 is without bound.
+    pub connections_max: usize,
     /// Connections from one address; 0 is without bound.
     pub connections_per_address_max: usize,
     /// The largest request in bytes (`jute.maxbuffer`).
     pub frame_bytes_max: usize,
     /// Four-letter words that are answered; `*` for all.
     pub four_letter_words: Vec<String>,
+    /// Whether clients that may write `/zookeeper/config` can change the members.
+    pub reconfig: bool,
+    /// Whether znodes may have a time to live (`extendedTypesEnabled`). The leader's value counts.
+    pub extended_types: bool,
+    /// Whether hard limits of quotas refuse writes (`enforceQuota`). The leader's value counts.
+    pub enforce_quota: bool,
+    /// Containers and znodes with a time to live.
+    pub containers: ContainersConfig,
+}
+
+/// How containers and znodes with a time to live are deleted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContainersConfig {
+    /// How often the leader looks for them (`znode.container.checkIntervalMs`).
+    pub check_interval_ms: u64,
+    /// How many it deletes at most (`znode.container.maxPerMinute`).
+    pub per_minute_max: u32,
+    /// How long a container stays that never had children; 0 is for ever (`znode.container.maxNeverUsedIntervalMs`).
+    pub never_used_ms: u64,
+}
+
+impl Default for ContainersConfig {
+    fn default() -> Self {
+        let Reaping { interval, per_minute_max, never_used } = Reaping::default();
+        Self { check_interval_ms: millis(interval), per_minute_max, never_used_ms: millis(never_used) }
+    }
+}
+
+impl ContainersConfig {
+    /// The same for the server.
+    pub fn reaping(&self) -> Reaping {
+        Reaping {
+            interval: Duration::from_millis(self.check_interval_ms),
+            per_minute_max: self.per_minute_max,
+            never_used: Duration::from_millis(self.never_used_ms),
+        }
+    }
 }
 
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             listen: "0.0.0.0:2181".into(),
+            authentication: AuthenticationConfig::default(),
+            tls: None,
             session_timeout_min_ms: None,
             session_timeout_max_ms: None,
+            connections_max: limits::CONNECTIONS_MAX,
             connections_per_address_max: 60,
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             four_letter_words: vec!["*".into()],
+            reconfig: false,
+            extended_types: true,
+            enforce_quota: false,
+            containers: ContainersConfig::default(),
         }
     }
 }
@@ -99,13 +167,17 @@ impl Default for ClientConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
-    /// The address to listen on; none turns it off.
+    /// The address to listen on; none turns it off. Whoever reaches it can change the region's members.
     pub listen: Option<String>,
+    /// Go on without it if the address is taken.
+    pub optional: bool,
+    /// Another address for `/metrics`, `/health` and the other reports: nothing can be changed there.
+    pub metrics_listen: Option<String>,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: Some("127.0.0.1:8080".into()) }
+        Self { listen: Some("127.0.0.1:8080".into()), optional: false, metrics_listen: None }
     }
 }
 
@@ -120,17 +192,12 @@ pub struct ServerEntry {
     /// Whether it votes.
     #[serde(default)]
     pub role: Role,
-}
-
-/// Whether a server votes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It votes and may lead.
-    #[default]
-    Voter,
-    /// It learns and serves clients; no write waits for it.
-    Observer,
+    /// Where clients reach it, for those who read it in `/zookeeper/config`: `host:port`.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// The election port that ZooKeeper's format has room for; nothing listens there.
+    #[serde(default)]
+    pub election_port: Option<u16>,
 }
 
 /// Files of this server's certificate.
@@ -258,6 +325,22 @@ impl Default for TimingConfig {
     }
 }
 
+/// What is kept on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageConfig {
+    /// A directory for the log, on a disk of its own; `log` in `data_dir` unless given.
+    pub log_dir: Option<PathBuf>,
+    /// Batches of writes after which a snapshot is written, if the log has not grown enough for one before.
+    pub entries_per_snapshot: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { log_dir: None, entries_per_snapshot: Storage::default().entries_per_snapshot }
+    }
+}
+
 /// The log for people, on standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -337,11 +420,20 @@ impl ServerConfig {
                 format!("there is no file {}; see deploy/region.toml for an example", file.display()),
             );
         }
-        let figment = Figment::new()
-            .merge(Toml::file_exact(file))
+        let mut figment = Figment::new();
+        let mut notices = Vec::new();
+        if zoo_cfg::is_zoo_cfg(file) {
+            let mut translated = zoo_cfg::read(file)?;
+            notices = std::mem::take(&mut translated.notices);
+            figment = figment.merge(translated);
+        } else {
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        let figment = figment
             .merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__").filter(|key| !key.starts_with("demo")))
             .merge(Serialized::defaults(overrides));
-        let config: Self = figment.extract().map_err(Box::new)?;
+        let mut config: Self = figment.extract().map_err(Box::new)?;
+        config.notices = notices;
         config.validate()?;
         Ok(config)
     }
@@ -355,12 +447,9 @@ impl ServerConfig {
                 return invalid("servers", format!("number {} is 0 or appears twice", entry.number));
             }
         }
-        if !matches!(self.voters().len(), 1 | 3 | 5 | 7) {
-            let reason = format!(
-                "{} voters: use 1, 3, 5 or 7; an even number adds cost and no safety",
-                self.voters().len()
-            );
-            return invalid("servers", reason);
+        let voters = self.servers.iter().filter(|s| s.role == Role::Voter).count();
+        if voters == 0 {
+            return invalid("servers", "none of them votes: one, three or five must");
         }
         let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
         if heartbeat_ms == 0 || min < 3 * heartbeat_ms || max <= min {
@@ -398,19 +487,26 @@ impl ServerConfig {
         self.servers.iter().find(|s| s.number == self.server).map_or(Role::Observer, |s| s.role)
     }
 
-    /// Addresses of the voters by number.
-    pub fn voters(&self) -> BTreeMap<u64, String> {
-        self.addresses(Role::Voter)
+    /// The servers of the region, as they are to be when it is formed.
+    pub fn members(&self) -> Members {
+        let member = |entry: &ServerEntry| {
+            let mut member = Member::new(entry.role, entry.address.clone(), entry.client.clone());
+            member.election_port = entry.election_port.unwrap_or(member.election_port);
+            (entry.number, member)
+        };
+        self.servers.iter().map(member).collect()
     }
 
-    /// Addresses of the observers by number.
-    pub fn observers(&self) -> BTreeMap<u64, String> {
-        self.addresses(Role::Observer)
+    /// Where this server listens for the others.
+    pub fn peer_listen(&self) -> String {
+        let own = self.servers.iter().find(|s| s.number == self.server).map(|s| s.address.clone());
+        self.listen.clone().or(own).unwrap_or_default()
     }
 
-    fn addresses(&self, role: Role) -> BTreeMap<u64, String> {
-        let of_role = self.servers.iter().filter(|s| s.role == role);
-        of_role.map(|s| (u64::from(s.number), s.address.clone())).collect()
+    /// What is kept on disk.
+    pub fn region_storage(&self) -> Storage {
+        let StorageConfig { log_dir, entries_per_snapshot } = self.storage.clone();
+        Storage { log_dir, entries_per_snapshot, ..Storage::default() }
     }
 
     /// The timeouts within the region.
@@ -551,9 +647,9 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let unknown = load(&format!("{SMALL}\nclient.listenn = \"x\"")).unwrap_err().to_string();
         assert!(unknown.contains("client.listenn") && !unknown.contains("default"), "{unknown}");
-        let even =
-            load(&SMALL.replace("}]", "}, { number = 2, address = \"h:1\" }]")).unwrap_err().to_string();
-        assert!(even.contains("2 voters"), "{even}");
+        let voteless = SMALL.replace("}]", ", role = \"observer\" }]");
+        let voteless = load(&voteless).unwrap_err().to_string();
+        assert!(voteless.contains("none of them votes"), "{voteless}");
         let mesh = format!("{SMALL}\n[mesh]\nregions = [{{ name = \"us\" }}]");
         assert!(load(&mesh).unwrap_err().to_string().contains("certs"));
     }

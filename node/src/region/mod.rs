@@ -6,14 +6,16 @@
 //! to this module and its children alone.
 
 mod machine;
+mod members;
 mod peers;
 mod proposer;
 mod store;
+mod succession;
 mod uplink;
 
 pub use machine::View;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,17 +33,19 @@ use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits};
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::impls::BasicNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::task::JoinSet;
 
 use crate::log::{Log, LogHandle, LogOptions};
 use crate::snapshot::SnapshotStore;
+use crate::txn::ensemble::{Members, Role};
 use crate::txn::{Caller, Command, Effects, Me, State};
 use machine::Machine;
+use members::{Directory, Membership};
 use peers::Peers;
 use proposer::Proposer;
 use store::Store;
+use succession::Succession;
 use uplink::Uplink;
 
 type Raft = openraft::Raft<meridian_bridge::engine::TypeConfig, Machine>;
@@ -55,10 +59,8 @@ pub struct RegionConfig {
     pub region_name: String,
     /// This server's number, 1 to [`limits::SERVERS_MAX`], unique in the region.
     pub server: u64,
-    /// Addresses (`host:port`) for the other servers, by number: those that vote ...
-    pub voters: BTreeMap<u64, String>,
-    /// ... and those that only learn.
-    pub observers: BTreeMap<u64, String>,
+    /// The servers of the region as they are to be when it is formed; later the region knows better.
+    pub members: Members,
     /// The address to listen on for the other servers.
     pub listen: String,
     /// Where the log and snapshots live.
@@ -85,6 +87,8 @@ pub struct Timing {
 pub struct Storage {
     /// The write-ahead log.
     pub log: LogOptions,
+    /// Where the log lives, if not in the data directory.
+    pub log_dir: Option<PathBuf>,
     /// Bounds the memory that the log takes, and the time of a restart.
     pub log_bounds: LogBounds,
     /// Entries (batches) after which a snapshot is taken, however small they are.
@@ -95,6 +99,7 @@ impl Default for Storage {
     fn default() -> Self {
         Self {
             log: LogOptions::default(),
+            log_dir: None,
             log_bounds: LogBounds { bytes_per_snapshot: 128 << 20, bytes_kept: 64 << 20 },
             entries_per_snapshot: 100_000,
         }
@@ -143,6 +148,19 @@ pub struct Leadership {
     pub is_me: bool,
 }
 
+/// Who takes part in the region at this moment, as the consensus engine has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roster {
+    /// Those that vote.
+    pub voters: BTreeSet<u64>,
+    /// Those that only learn.
+    pub learners: BTreeSet<u64>,
+    /// Whether it is so for good: no change is under way as far as this server knows.
+    pub settled: bool,
+    /// At the leader: how many entries of the log each lacks, or has not yet said that it has.
+    pub lag_entries: BTreeMap<u64, u64>,
+}
+
 /// This server's part in its region. Clones share it.
 #[derive(Clone)]
 pub struct Region {
@@ -154,6 +172,7 @@ pub struct Region {
     failure: watch::Receiver<Option<String>>,
     applied: watch::Receiver<u64>,
     proposer: Proposer,
+    membership: Membership,
     uplink: Uplink,
     peers: Peers,
     store: Store,
@@ -161,9 +180,19 @@ pub struct Region {
 }
 
 impl RegionConfig {
-    /// The address of a server of the region.
-    pub fn address_of(&self, server: u64) -> Option<&str> {
-        self.voters.get(&server).or_else(|| self.observers.get(&server)).map(String::as_str)
+    fn log_dir(&self) -> PathBuf {
+        self.storage.log_dir.clone().unwrap_or_else(|| self.data_dir.join("log"))
+    }
+
+    fn voter_numbers(&self) -> BTreeSet<u64> {
+        let voters = self.members.iter().filter(|(_, member)| member.role == Role::Voter);
+        voters.map(|(number, _)| u64::from(*number)).collect()
+    }
+
+    /// Where the others reach this server.
+    fn own_address(&self) -> String {
+        let own = u8::try_from(self.server).ok().and_then(|number| self.members.get(&number));
+        own.map_or_else(|| self.listen.clone(), |member| member.address.clone())
     }
 
     fn engine_config(&self) -> Result<Config, openraft::ConfigError> {
@@ -207,9 +236,8 @@ impl Region {
         let disk = environment.disk.clone();
         let listener = net::listen(&*environment.net, &config.listen).await;
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
-        let (log, recovered) =
-            Log::open(disk.clone(), &config.data_dir.join("log"), config.storage.log.clone())
-                .map_err(io::Error::other)?;
+        let (log, recovered) = Log::open(disk.clone(), &config.log_dir(), config.storage.log.clone())
+            .map_err(io::Error::other)?;
         claim(&*disk, &config)?;
         let store = Store::new(LogHandle::spawn(log, &*environment.background)?, recovered)?;
         let snapshots = SnapshotStore::open(disk.clone(), &config.data_dir.join("snapshots"))
@@ -239,6 +267,7 @@ impl Region {
             config: config.clone(),
             environment: environment.clone(),
             snapshots,
+            directory: Directory::new(config.clone(), view.clone()),
             reporting: Arc::default(),
         };
         let pristine = store.is_pristine();
@@ -246,18 +275,31 @@ impl Region {
         let raft = Raft::new(config.server, engine_config, peers.clone(), store.clone(), machine)
             .await
             .map_err(io::Error::other)?;
-        if pristine && config.voters.contains_key(&config.server) {
-            form_group(&raft, &config).await?;
-        }
         let proposer = Proposer::start(raft.clone(), environment.clock.clone());
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (failure_sender, failure) = watch::channel(None);
+        let membership =
+            Membership::new(raft.clone(), peers.clone(), proposer.clone(), leadership.clone(), pristine);
+        let succession = Succession {
+            raft: raft.clone(),
+            peers: peers.clone(),
+            store: store.clone(),
+            leadership: leadership.clone(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
         tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
-        tasks.spawn(peers::serve_peers(peers.clone(), listener, raft.clone(), proposer.clone(), sink));
+        tasks.spawn(peers::serve_peers(
+            peers.clone(),
+            listener,
+            raft.clone(),
+            proposer.clone(),
+            membership.clone(),
+            succession,
+            sink,
+        ));
         tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds));
-        tasks.spawn(add_observers_while_leading(raft.clone(), config.clone(), leadership.clone()));
+        tasks.spawn(membership.clone().run());
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
         Ok(Self {
             raft,
@@ -268,6 +310,7 @@ impl Region {
             failure,
             applied,
             proposer,
+            membership,
             uplink,
             peers,
             store,
@@ -303,7 +346,7 @@ impl Region {
         if metrics.state != ServerState::Leader {
             return None;
         }
-        if self.config.voters.len() == 1 {
+        if metrics.membership_config.voter_ids().count() == 1 {
             return Some(Duration::ZERO);
         }
         metrics.last_quorum_acked.map(|acked| acked.into_inner().elapsed())
@@ -344,6 +387,21 @@ impl Region {
         async move { queued.map_err(io::Error::other)?.await.map(drop) }
     }
 
+    /// Has the leader, whoever it is, propose a command; done when it is applied there.
+    ///
+    /// # Errors
+    /// If there is no leader or it can't be reached; the command may still be committed later.
+    pub async fn propose_anywhere(&self, command: &Command<'_>) -> io::Result<()> {
+        let leads = *self.leadership.borrow();
+        let leader = leads.leader.ok_or_else(no_leader)?;
+        let command: Bytes = codec::encode(command).map_err(io::Error::other)?.into();
+        if leads.is_me {
+            return self.proposer.propose(vec![command]).await.map(drop);
+        }
+        let link = self.peers.link(leader);
+        link.forward(vec![command]).await?.await.map(drop)
+    }
+
     /// Proposes a command of the federation and returns what it came to. Queued before this returns.
     ///
     /// # Errors
@@ -368,8 +426,92 @@ impl Region {
         let leader = self.leadership.borrow().leader;
         let leader =
             leader.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "no leader is known"))?;
-        let address = self.config.address_of(leader).ok_or(io::ErrorKind::NotFound)?;
-        self.peers.reporting_link(leader, address).report(report).await
+        self.peers.reporting_link(leader).report(report).await
+    }
+
+    /// Hands the lead of the region over to a voter; whoever leads now is asked to. Done when this server
+    /// sees that the other leads.
+    ///
+    /// # Errors
+    /// If no leader can be reached, if it refuses, or if the other has not taken over in a few seconds.
+    pub async fn transfer_leadership(&self, to: u64) -> io::Result<()> {
+        let leads = *self.leadership.borrow();
+        let leader = leads.leader.ok_or_else(no_leader)?;
+        if leads.is_me {
+            self.membership.hand_over_to(to).await?;
+        } else {
+            self.peers.ask_for_transfer(leader, to).await?;
+        }
+        let mut leadership = self.leadership();
+        let taken = tokio::time::timeout(TRANSFER_TIMEOUT, leadership.wait_for(|l| l.leader == Some(to)));
+        match taken.await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::TimedOut, format!("server {to} has not taken the lead"))),
+        }
+    }
+
+    /// Asks for other members and waits until they are in force.
+    ///
+    /// # Errors
+    /// If there is no leader, if another change came first, or if too few of the new voters are up to date.
+    pub async fn change_members(&self, members: Members) -> io::Result<()> {
+        self.formed().await?;
+        let before = self.view().state.ensemble.clone();
+        let command = Command::ChangeMembers { version: before.version, members: members.clone() };
+        self.propose_anywhere(&command).await?;
+        let mut applied = self.applied();
+        let mut accepted = false;
+        let waiting = async {
+            loop {
+                let ensemble = self.view().state.ensemble.clone();
+                if *ensemble.members == members && ensemble.version > before.version {
+                    return Ok(());
+                }
+                let mine = ensemble.change.as_ref().is_some_and(|change| *change.members == members);
+                accepted |= mine;
+                if ensemble.last_failure != before.last_failure && !mine {
+                    return Err(io::Error::other(
+                        "too few of the new voters are up to date; the members stay as they were",
+                    ));
+                }
+                if ensemble.version > before.version || (accepted && !mine) {
+                    return Err(io::Error::other("another change of members came first"));
+                }
+                applied.changed().await.map_err(|_| io::Error::other("the region has stopped"))?;
+            }
+        };
+        let waited = tokio::time::timeout(CHANGE_TIMEOUT, waiting).await;
+        waited.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the change is still being carried out"))
+        })
+    }
+
+    /// Waits until the region has agreed on its first members.
+    async fn formed(&self) -> io::Result<()> {
+        let mut applied = self.applied();
+        while self.view().state.ensemble.members.is_empty() {
+            let changed = tokio::time::timeout(TRANSFER_TIMEOUT, applied.changed()).await;
+            changed.map_err(|_| no_leader())?.map_err(|_| io::Error::other("the region has stopped"))?;
+        }
+        Ok(())
+    }
+
+    /// Who takes part, as this server knows it.
+    pub fn roster(&self) -> Roster {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let learners: BTreeSet<u64> =
+            metrics.membership_config.nodes().map(|(id, _)| *id).filter(|id| !voters.contains(id)).collect();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let matched = metrics.replication.iter().flatten();
+        let behind = |matched: Option<u64>| last.saturating_sub(matched.unwrap_or(0));
+        let lag_entries =
+            matched.map(|(id, matched)| (*id, behind(matched.as_ref().map(|id| id.index())))).collect();
+        let members = &metrics.membership_config;
+        let settled = members.get_joint_config().len() == 1
+            && members.log_id().map(|id| id.index()) <= metrics.last_applied.map(|id| id.index());
+        Roster { voters, learners, settled, lag_entries }
     }
 
     /// Stops taking part, after handing leadership over if there is somebody to take it. What was
@@ -384,6 +526,18 @@ impl Region {
     }
 }
 
+fn no_leader() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the region has no leader; see whether a majority of its voters runs",
+    )
+}
+
+/// How long a voter that is asked to lead may take.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a change of members is waited for: new voters may have to be brought up to date.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// How long a leader that stops waits for another to take over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -397,11 +551,12 @@ impl Region {
         let successor = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
+            let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
             let others = metrics
                 .replication
                 .iter()
                 .flatten()
-                .filter(|(id, _)| **id != self.config.server && self.config.voters.contains_key(id));
+                .filter(|(id, _)| **id != self.config.server && voters.contains(id));
             others.max_by_key(|(_, matched)| **matched).map(|(id, _)| *id)
         };
         let Some(successor) = successor else { return };
@@ -514,21 +669,6 @@ fn replace_file(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Re
     disk.sync_dir(dir)
 }
 
-/// Forms the group from the configured voters. Every voter does so with the same set; only the first
-/// election tells who leads.
-async fn form_group(raft: &Raft, config: &RegionConfig) -> io::Result<()> {
-    let members: BTreeMap<u64, BasicNode> =
-        config.voters.iter().map(|(id, address)| (*id, BasicNode::new(address))).collect();
-    match raft.initialize(members).await {
-        Ok(()) => Ok(()),
-        // Another voter was quicker and its entries have already arrived.
-        Err(openraft::errors::RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => {
-            Ok(())
-        }
-        Err(error) => Err(io::Error::other(error.to_string())),
-    }
-}
-
 /// Publishes who leads, and why the engine has stopped if it has.
 async fn follow_leadership(
     raft: Raft,
@@ -560,34 +700,6 @@ async fn follow_leadership(
                 stopped
             });
             return;
-        }
-    }
-}
-
-/// A leader sees to it that the configured observers are members.
-async fn add_observers_while_leading(
-    raft: Raft,
-    config: Arc<RegionConfig>,
-    leadership: watch::Receiver<Leadership>,
-) {
-    let mut interval = tokio::time::interval(Duration::from_millis(500));
-    loop {
-        interval.tick().await;
-        if leadership.borrow().is_me {
-            add_observers(&raft, &config).await;
-        }
-    }
-}
-
-async fn add_observers(raft: &Raft, config: &RegionConfig) {
-    for (id, address) in &config.observers {
-        let known = raft.metrics().borrow_watched().membership_config.get_node(id).is_some();
-        if known {
-            continue;
-        }
-        match raft.add_learner(*id, BasicNode::new(address), false).await {
-            Ok(_) => tracing::info!(server = id, %address, "observer added"),
-            Err(error) => tracing::debug!(server = id, %error, "observer not added yet"),
         }
     }
 }

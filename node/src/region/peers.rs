@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,9 +18,12 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::machine::{Machine, StoredMeta};
+use super::members::{Directory, Membership};
 use super::proposer::Proposer;
+use super::succession::Succession;
 use super::{RegionConfig, Sink};
 use crate::snapshot::{SnapshotId, SnapshotReceiver, SnapshotStore};
+use crate::txn::ensemble::Role;
 
 const HELLO: u8 = kind::FIRST_FREE;
 const FORWARD: u8 = kind::FIRST_FREE + 1;
@@ -27,6 +31,9 @@ const REPORT: u8 = kind::FIRST_FREE + 2;
 const SNAPSHOT_BEGIN: u8 = kind::FIRST_FREE + 3;
 const SNAPSHOT_CHUNK: u8 = kind::FIRST_FREE + 4;
 const SNAPSHOT_END: u8 = kind::FIRST_FREE + 5;
+const STANDING: u8 = kind::FIRST_FREE + 6;
+const ANNOUNCE: u8 = kind::FIRST_FREE + 7;
+const TRANSFER: u8 = kind::FIRST_FREE + 8;
 
 /// A connection that is not made in this time is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -52,23 +59,45 @@ pub(super) struct Peers {
     pub(super) config: Arc<RegionConfig>,
     pub(super) environment: Environment,
     pub(super) snapshots: SnapshotStore,
+    pub(super) directory: Directory,
     /// The link for reports to the leader, kept while it leads.
     pub(super) reporting: Arc<Mutex<Option<PeerLink>>>,
 }
 
 impl Peers {
     /// The link for reports to the leader.
-    pub(super) fn reporting_link(&self, server: u64, address: &str) -> PeerLink {
+    pub(super) fn reporting_link(&self, server: u64) -> PeerLink {
         let mut reporting = self.reporting.lock();
-        match reporting.as_ref().filter(|link| link.server == server && link.address == address) {
+        match reporting.as_ref().filter(|link| link.server == server) {
             Some(link) => link.clone(),
-            None => reporting.insert(self.link(server, address.to_string())).clone(),
+            None => reporting.insert(self.link(server)).clone(),
         }
     }
 
     /// A link to a server, with a connection of its own.
-    pub(super) fn link(&self, server: u64, address: String) -> PeerLink {
-        PeerLink { peers: self.clone(), server, address, slot: Arc::default() }
+    pub(super) fn link(&self, server: u64) -> PeerLink {
+        PeerLink {
+            peers: self.clone(),
+            server,
+            fallback: None,
+            attempts: Arc::default(),
+            slot: Arc::default(),
+        }
+    }
+
+    /// Asks a server whether the group exists.
+    pub(super) async fn standing_of(&self, server: u64) -> io::Result<Bytes> {
+        self.link(server).client().await?.call(STANDING, Bytes::new()).await
+    }
+
+    /// Tells a server that this one is there.
+    pub(super) async fn announce_to(&self, server: u64, announcement: Bytes) -> io::Result<Bytes> {
+        self.link(server).client().await?.call(ANNOUNCE, announcement).await
+    }
+
+    /// Asks the leader to hand over to a voter.
+    pub(super) async fn ask_for_transfer(&self, leader: u64, to: u64) -> io::Result<()> {
+        self.link(leader).client().await?.call(TRANSFER, encode(&to)?).await.map(drop)
     }
 }
 
@@ -77,21 +106,37 @@ impl Peers {
 pub(super) struct PeerLink {
     peers: Peers,
     server: u64,
-    address: String,
+    /// An address to try when no other is known.
+    fallback: Option<String>,
+    /// Connections that failed: the next one tries another address, if there is one.
+    attempts: Arc<AtomicUsize>,
     slot: Arc<tokio::sync::Mutex<Option<rpc::Client>>>,
 }
 
 impl PeerLink {
     async fn connect(&self) -> io::Result<rpc::Client> {
+        let mut addresses = self.peers.directory.addresses_of(self.server);
+        addresses.extend(self.fallback.clone().filter(|fallback| !addresses.contains(fallback)));
+        let attempt = self.attempts.load(Ordering::Relaxed);
+        let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
+            let reason = format!("no address of server {} is known", self.server);
+            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        };
+        let connected = self.connect_to(address).await;
+        if connected.is_err() {
+            self.attempts.fetch_add(1, Ordering::Relaxed);
+        }
+        connected
+    }
+
+    async fn connect_to(&self, address: &str) -> io::Result<rpc::Client> {
         let connecting = async {
             let net = &self.peers.environment.net;
-            let stream = match net.connect(self.address.clone()).await {
-                Err(_) if mutant::is(Mutant::ObserverInQuorum) && self.is_last_voter() => {
-                    let observer =
-                        self.peers.config.observers.values().next().ok_or(io::ErrorKind::NotFound)?;
-                    net.connect(observer.clone()).await?
+            let stream = match (net.connect(address.to_string()).await, self.observer_instead()) {
+                (Err(_), Some(observer)) if mutant::is(Mutant::ObserverInQuorum) => {
+                    net.connect(observer).await?
                 }
-                connected => connected?,
+                (connected, _) => connected?,
             };
             let stream = match &self.peers.config.tls {
                 Some(tls) => tls.connect(stream, self.server).await?,
@@ -104,12 +149,17 @@ impl PeerLink {
             Ok(client)
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {} in time", self.address)))
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {address} in time")))
         })
     }
 
-    fn is_last_voter(&self) -> bool {
-        self.peers.config.voters.keys().last() == Some(&self.server)
+    /// For [`Mutant::ObserverInQuorum`]: where an observer is, if this is the way to the last voter.
+    fn observer_instead(&self) -> Option<String> {
+        let members = &self.peers.config.members;
+        let with = |role| members.iter().filter(move |(_, member)| member.role == role);
+        let (last, _) = with(Role::Voter).last()?;
+        let (_, observer) = with(Role::Observer).next()?;
+        (u64::from(*last) == self.server).then(|| observer.address.clone())
     }
 
     /// Forwards commands to the server, which must be the leader; done when they are committed.
@@ -176,9 +226,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = meridian_bridge::engine::Network<PeerLink>;
 
     async fn new_client(&mut self, target: u64, node: &openraft::impls::BasicNode) -> Self::Network {
-        // The configuration's address wins over the one in the log, which may be out of date.
-        let address = self.config.address_of(target).unwrap_or(&node.addr).to_string();
-        meridian_bridge::engine::Network::new(self.link(target, address), self.config.timing.rpc_timeout())
+        let link = PeerLink { fallback: Some(node.addr.clone()), ..self.link(target) };
+        meridian_bridge::engine::Network::new(link, self.config.timing.rpc_timeout())
     }
 }
 
@@ -188,6 +237,8 @@ pub(super) async fn serve_peers(
     listener: Box<dyn meridian_seam::net::Listener>,
     raft: openraft::Raft<TypeConfig, Machine>,
     proposer: Proposer,
+    membership: Membership,
+    succession: Succession,
     sink: Arc<dyn Sink>,
 ) {
     // They end with this task: nobody must go on talking to a part of the region that has stopped.
@@ -208,13 +259,20 @@ pub(super) async fn serve_peers(
             raft: raft.clone(),
             responder: Responder::new(raft.clone()),
             proposer: proposer.clone(),
+            membership: membership.clone(),
             sink: sink.clone(),
             peer: Arc::default(),
             receiving: Arc::default(),
         };
+        let succession = succession.clone();
         connections.spawn(async move {
+            let peer = connection.peer.clone();
             if let Err(error) = serve_peer(connection, stream).await {
                 tracing::debug!(%error, %address, "a peer's connection ended");
+            }
+            let greeted = peer.lock().greeted;
+            if let Some(server) = greeted {
+                succession.connection_ended(server).await;
             }
         });
     }
@@ -247,6 +305,7 @@ struct PeerConnection {
     raft: openraft::Raft<TypeConfig, Machine>,
     responder: Arc<Responder<Machine>>,
     proposer: Proposer,
+    membership: Membership,
     sink: Arc<dyn Sink>,
     peer: Arc<Mutex<Peer>>,
     receiving: Arc<Mutex<Option<(SnapshotBegin, SnapshotReceiver)>>>,
@@ -263,6 +322,12 @@ impl rpc::Handler for PeerConnection {
         match kind {
             FORWARD => self.forward(&body),
             REPORT => ready(self.sink.report(from, body)),
+            STANDING => ready(self.membership.standing().map_err(|e| e.to_string())),
+            ANNOUNCE => ready(self.membership.announced(from, &body).map_err(|e| e.to_string())),
+            TRANSFER => self.transfer(&body),
+            _ if !self.membership.is_admitted() => {
+                ready(Err("this server's disk is empty and it has not been admitted yet".into()))
+            }
             SNAPSHOT_BEGIN => ready(self.begin_snapshot(&body)),
             SNAPSHOT_CHUNK => ready(self.snapshot_chunk(&body)),
             SNAPSHOT_END => self.end_snapshot(),
@@ -297,6 +362,14 @@ impl PeerConnection {
         };
         let committed = self.proposer.propose(commands);
         Box::pin(async move { committed.await.map(|_| Bytes::new()).map_err(|e| e.to_string()) })
+    }
+
+    fn transfer(&self, body: &Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        let (membership, to) = (self.membership.clone(), codec::decode::<u64>(body));
+        Box::pin(async move {
+            let to = to.map_err(|e| e.to_string())?;
+            membership.hand_over_to(to).await.map(|()| Bytes::new()).map_err(|e| e.to_string())
+        })
     }
 
     fn begin_snapshot(&self, body: &Bytes) -> Result<Bytes, String> {

@@ -23,8 +23,6 @@ use crate::txn::{Caller, Me};
 
 /// After a failure, the pause before everything is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// The pause after finding that the leader is not a configured server.
-const UNKNOWN_LEADER_PAUSE: Duration = Duration::from_secs(3);
 
 /// The writes of this server that are not yet applied. Clones share them.
 #[derive(Clone)]
@@ -141,12 +139,7 @@ pub(super) async fn run(
         let way = if leader == peers.config.server {
             Way::Here(proposer.clone())
         } else {
-            let Some(address) = peers.config.address_of(leader) else {
-                tracing::warn!(leader, "the leader is not in this server's configuration");
-                tokio::time::sleep(UNKNOWN_LEADER_PAUSE).await;
-                continue;
-            };
-            Way::There(links.entry(leader).or_insert_with(|| peers.link(leader, address.to_string())).clone())
+            Way::There(Box::new(links.entry(leader).or_insert_with(|| peers.link(leader)).clone()))
         };
         let outcome = tokio::select! {
             biased;
@@ -168,7 +161,7 @@ enum Way {
     /// This server leads.
     Here(Proposer),
     /// Another does.
-    There(PeerLink),
+    There(Box<PeerLink>),
 }
 
 impl Carrier<Bytes> for Way {

@@ -171,6 +171,10 @@ impl Hub {
         self.clock.monotonic()
     }
 
+    pub(super) fn unix_ms(&self) -> i64 {
+        self.clock.unix_ms()
+    }
+
     pub(super) fn follow(&self, leadership: watch::Receiver<Leadership>) {
         // Set once, at the start.
         let _ = self.leadership.set(leadership);

@@ -45,7 +45,22 @@ pub(super) async fn sweep(service: Arc<Service>) {
             hub.in_contact(now.saturating_sub(age));
         }
         expire(&service);
+        set_policy(&service);
     }
+}
+
+/// What the leader's configuration says counts for the whole region.
+fn set_policy(service: &Service) {
+    let policy = service.options.policy;
+    if service.hub.view().state.policy == policy {
+        return;
+    }
+    let proposed = service.region.propose(&Command::SetPolicy(policy));
+    tokio::spawn(async move {
+        if let Err(error) = proposed.await {
+            tracing::debug!(%error, "the policy will be set later");
+        }
+    });
 }
 
 /// The leader ends a session at the earliest its whole timeout after it last heard of it through this

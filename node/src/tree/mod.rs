@@ -8,6 +8,12 @@
 //! The tree checks nothing that clients may or may not do; that is the transaction's part
 //! ([`crate::txn`]).
 
+mod lifetime;
+mod quota;
+
+pub use lifetime::{Lifetime, TTL_MS_MAX};
+pub use quota::{Limits, Usage};
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +33,10 @@ pub struct Tree {
     znodes: ZnodeMap,
     /// Paths of ephemerals by the session that owns them.
     ephemerals: OrdMap<i64, OrdSet<Arc<str>>>,
+    /// Paths of containers and of znodes with a time to live.
+    mortal: OrdSet<Arc<str>>,
+    /// What is used of each quota, by its path.
+    quotas: OrdMap<Arc<str>, Usage>,
     digests: OrdMap<SubtreeId, u128>,
     data_bytes: u64,
 }
@@ -40,7 +50,7 @@ pub struct Znode {
     pub data: Option<Bytes>,
     /// Who may do what.
     pub acl: Arc<[Acl]>,
-    /// The session that owns it; 0 unless ephemeral.
+    /// How long it stays: [`Znode::lifetime`].
     pub owner: i64,
     /// Its times, versions and zxids.
     pub times: Times,
@@ -63,7 +73,8 @@ pub struct Times {
     pub mtime: i64,
     /// Changes of its data.
     pub version: i32,
-    /// Creations and deletions of children.
+    /// Creations of children: the number of the next sequential child. The stat that clients see counts
+    /// deletions as well.
     pub cversion: i32,
     /// Changes of its ACL.
     pub aversion: i32,
@@ -88,20 +99,27 @@ impl Acl {
 }
 
 impl Znode {
+    /// How long it stays.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime::of_owner(self.owner)
+    }
+
     /// The stat that clients see.
     pub fn stat(&self) -> Stat {
         let Times { czxid, mzxid, pzxid, ctime, mtime, version, cversion, aversion } = self.times;
+        let num_children = i32::try_from(self.children.len()).unwrap_or(i32::MAX);
         Stat {
             czxid,
             mzxid,
             ctime,
             mtime,
             version,
-            cversion,
+            // Every child was created, and those that are not there any more were deleted.
+            cversion: cversion.wrapping_mul(2).wrapping_sub(num_children),
             aversion,
-            ephemeral_owner: self.owner,
+            ephemeral_owner: self.lifetime().session(),
             data_length: self.data.as_ref().map_or(0, |d| i32::try_from(d.len()).unwrap_or(i32::MAX)),
-            num_children: i32::try_from(self.children.len()).unwrap_or(i32::MAX),
+            num_children,
             pzxid,
         }
     }
@@ -190,6 +208,11 @@ impl Tree {
         self.ephemerals.get(&session).into_iter().flat_map(OrdSet::iter)
     }
 
+    /// Paths of containers and of znodes with a time to live, which go by themselves one day.
+    pub fn mortal(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.mortal.iter()
+    }
+
     /// Sessions that own ephemerals, within a range of identifiers.
     pub fn ephemeral_owners(
         &self,
@@ -199,7 +222,7 @@ impl Tree {
     }
 
     /// Puts a znode at a path and into its parent's list of children, without touching the parent's
-    /// stat: for the roots of subtrees and for loading a snapshot.
+    /// stat: for the roots of subtrees and for loading a snapshot. Quotas are to be counted anew then.
     pub fn put(&mut self, path: Arc<str>, znode: Znode) {
         if let Some((parent, name)) = split_path(&path)
             && let Some(parent) = self.znodes.get_mut(parent)
@@ -221,16 +244,21 @@ impl Tree {
             });
         }
         self.account(&path, &znode, true);
-        self.znodes.insert(path, Arc::new(znode));
+        let bytes = znode.data_len() as i64;
+        self.znodes.insert(path.clone(), Arc::new(znode));
+        self.charge(&path, 1, bytes);
+        self.note_quota(&path, true);
     }
 
     /// Deletes a znode without children.
     pub fn delete(&mut self, path: &str, zxid: i64) {
+        let bytes = self.get(path).map_or(0, |znode| znode.data_len() as i64);
+        self.charge(path, -1, -bytes);
         self.remove(path);
+        self.note_quota(path, false);
         if let Some((parent, name)) = split_path(path) {
             self.change(parent, |parent| {
                 parent.children.remove(name);
-                parent.times.cversion = parent.times.cversion.wrapping_add(1);
                 parent.times.pzxid = zxid;
             });
         }
@@ -243,9 +271,13 @@ impl Tree {
         let (before, bytes_before) = (znode.hash(path), znode.data_len());
         change(znode);
         let delta = znode.hash(path).wrapping_sub(before);
-        self.data_bytes = self.data_bytes - bytes_before + znode.data_len();
+        let bytes_after = znode.data_len();
+        self.data_bytes = self.data_bytes - bytes_before + bytes_after;
         let digest = self.digests.entry(znode.subtree).or_insert(0);
         *digest = digest.wrapping_add(delta);
+        if bytes_after != bytes_before {
+            self.charge(path, 0, bytes_after as i64 - bytes_before as i64);
+        }
     }
 
     /// Removes everything that belongs to a subtree, its root included, without touching the parent's
@@ -280,15 +312,23 @@ impl Tree {
             *digest = digest.wrapping_sub(znode.hash(path));
             self.data_bytes -= bytes;
         }
-        if znode.owner == 0 {
-            return;
-        }
-        if comes {
-            self.ephemerals.entry(znode.owner).or_default().insert(path.into());
-        } else if let Some(paths) = self.ephemerals.get_mut(&znode.owner) {
-            paths.remove(path);
-            if paths.is_empty() {
-                self.ephemerals.remove(&znode.owner);
+        match znode.lifetime() {
+            Lifetime::Persistent => {}
+            Lifetime::Ephemeral(session) if comes => {
+                self.ephemerals.entry(session).or_default().insert(path.into());
+            }
+            Lifetime::Ephemeral(session) => {
+                let Some(paths) = self.ephemerals.get_mut(&session) else { return };
+                paths.remove(path);
+                if paths.is_empty() {
+                    self.ephemerals.remove(&session);
+                }
+            }
+            Lifetime::Container | Lifetime::Ttl(_) if comes => {
+                self.mortal.insert(path.into());
+            }
+            Lifetime::Container | Lifetime::Ttl(_) => {
+                self.mortal.remove(path);
             }
         }
     }
@@ -300,7 +340,7 @@ mod tests {
 
     use super::*;
 
-    fn znode(owner: i64, data: &str, zxid: i64) -> Znode {
+    pub(super) fn znode(owner: i64, data: &str, zxid: i64) -> Znode {
         Znode {
             subtree: 0,
             data: Some(Bytes::copy_from_slice(data.as_bytes())),
@@ -311,7 +351,7 @@ mod tests {
         }
     }
 
-    fn rooted() -> Tree {
+    pub(super) fn rooted() -> Tree {
         let mut tree = Tree::default();
         tree.put("/".into(), znode(0, "", 0));
         tree

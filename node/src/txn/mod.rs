@@ -11,6 +11,9 @@
 //! [`request::apply`].
 
 pub mod acl;
+pub mod ensemble;
+pub mod import;
+pub mod reap;
 pub mod request;
 pub mod snapshot;
 mod state;
@@ -98,6 +101,52 @@ pub enum Command<'a> {
     },
     /// A change of the federation's state.
     Bridge(federation::Command),
+    /// Fixes the first members, once.
+    FormEnsemble {
+        /// The members.
+        members: ensemble::Members,
+    },
+    /// An operator asks for other members; dropped if they have changed since, or a change is under way.
+    ChangeMembers {
+        /// The version of the members that it was made for.
+        version: i64,
+        /// The members that there are to be.
+        members: ensemble::Members,
+    },
+    /// The leader has carried out a change of members, or can't.
+    MembersChanged {
+        /// Which change.
+        id: i64,
+        /// An [`ErrorCode`] if it came to nothing.
+        error: i32,
+    },
+    /// Deletes znodes that go by themselves, if they are due: see [`reap`].
+    Reap {
+        /// The paths.
+        paths: Vec<Box<str>>,
+        /// How long a container stays that never had children, in ms; 0 is for ever.
+        never_used_ms: i64,
+    },
+    /// What the leader's configuration says about clients' requests.
+    SetPolicy(Policy),
+    /// Takes znodes of another ensemble over.
+    Import(import::Import),
+}
+
+/// What the servers of a region must agree on to judge requests alike. The leader's configuration counts, as in
+/// ZooKeeper, where the leader judges all requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Whether znodes may have a time to live (`extendedTypesEnabled`).
+    pub extended_types: bool,
+    /// Whether hard limits of quotas refuse writes (`enforceQuota`).
+    pub enforce_quota: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { extended_types: true, enforce_quota: false }
+    }
 }
 
 /// A client's write, as it stands in the log.
@@ -145,6 +194,14 @@ pub enum SharedRequest<'a> {
         /// The session.
         session: i64,
     },
+    /// Znodes that go by themselves are due.
+    Reap {
+        /// The paths.
+        #[serde(borrow)]
+        paths: Vec<&'a str>,
+        /// See [`Command::Reap`].
+        never_used_ms: i64,
+    },
 }
 
 /// What a request came to.
@@ -167,6 +224,8 @@ pub enum Reply {
     PathStat(Arc<str>, Stat),
     /// A stat: of setData and setACL.
     Stat(Stat),
+    /// The members in force and the stat of the znode that tells them: of reconfig.
+    Members(Bytes, Stat),
     /// One for each operation of a multi.
     Multi(Vec<MultiResult>),
     /// A session opened or taken up, with its timeout in ms.

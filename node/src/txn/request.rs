@@ -6,11 +6,11 @@ use bytes::Bytes;
 use imbl::OrdSet;
 use meridian_bridge::mesh::{Mesh, SubtreeId};
 use meridian_seam::mutant::{self, Mutant};
-use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, perms};
+use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, Stat, perms};
 use meridian_wire::{validate_path, validate_sequential_path};
 
-use super::{MultiResult, Outcome, Reply, acl};
-use crate::tree::{Acl, Times, Tree, Znode, split_path};
+use super::{MultiResult, Outcome, Policy, Reply, acl};
+use crate::tree::{Acl, Lifetime, TTL_MS_MAX, Times, Tree, Znode, split_path};
 
 /// Everything besides the tree that a request's result may depend on.
 pub struct Context<'a> {
@@ -25,6 +25,9 @@ pub struct Context<'a> {
     pub session: i64,
     /// Encoded identities of the client.
     pub identities: &'a [u8],
+    /// Whether a hard limit of a quota refuses writes. Quotas are the region's own: where several regions must
+    /// come to the same result, the one that asks has judged before.
+    pub enforce_quota: bool,
 }
 
 /// A change that watches may wait for. Its zxid is the region's, set by the caller.
@@ -36,6 +39,31 @@ pub struct Event {
     pub path: Arc<str>,
     /// The region's zxid of the change.
     pub zxid: i64,
+}
+
+impl Policy {
+    /// Refuses what the policy does not allow, with the answer to the client.
+    pub(super) fn admits(&self, request: &Request<'_>) -> Result<(), Outcome> {
+        let refused = |request: &Request<'_>| {
+            let (Request::Create(create) | Request::Create2(create) | Request::CreateTtl { create, .. }) =
+                request
+            else {
+                return false;
+            };
+            !self.extended_types && CreateMode::try_from(create.flags).is_ok_and(CreateMode::is_ttl)
+        };
+        match request {
+            Request::Multi(operations) => match operations.iter().position(refused) {
+                Some(index) => {
+                    let results = failed_multi(operations.len(), index, ErrorCode::Unimplemented);
+                    Err(Outcome::ok(Reply::Multi(results)))
+                }
+                None => Ok(()),
+            },
+            other if refused(other) => Err(Outcome::error(ErrorCode::Unimplemented)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Applies a write. `events` gets what watches may wait for; on an error nothing has changed.
@@ -69,6 +97,10 @@ fn apply_multi(
     let mut results = Vec::with_capacity(operations.len());
     for (index, operation) in operations.iter().enumerate() {
         match apply_one(tree, context, operation, events) {
+            // In a multi ZooKeeper answers create2 as it answers create.
+            Ok(MultiResult::Created(path, _)) if operation.op() == OpCode::Create2 => {
+                results.push(MultiResult::Created(path, None));
+            }
             Ok(result) => results.push(result),
             Err(error) => {
                 if !mutant::is(Mutant::HalfMulti) {
@@ -101,8 +133,14 @@ fn apply_one(
     events: &mut Vec<Event>,
 ) -> Result<MultiResult, ErrorCode> {
     match request {
-        Request::Create(create) => create_znode(tree, context, create, false, events),
-        Request::Create2(create) => create_znode(tree, context, create, true, events),
+        Request::Create(create)
+        | Request::Create2(create)
+        | Request::CreateContainer(create)
+        | Request::CreateTtl { create, .. } => {
+            let lifetime = lifetime_of(request, create.flags, context.session)?;
+            let (path, stat) = create_znode(tree, context, create, lifetime, events)?;
+            Ok(MultiResult::Created(path, (request.op() != OpCode::Create).then_some(stat)))
+        }
         Request::Delete { path, version } => delete_znode(tree, context, path, *version, events),
         Request::SetData { path, data, version } => set_data(tree, context, path, *data, *version, events),
         Request::SetAcl { path, acl, version } => set_acl(tree, context, path, acl, *version),
@@ -116,18 +154,33 @@ fn apply_one(
     }
 }
 
+/// How long a znode to create is to stay.
+fn lifetime_of(request: &Request<'_>, flags: i32, session: i64) -> Result<Lifetime, ErrorCode> {
+    let mode = CreateMode::try_from(flags).map_err(|_| ErrorCode::BadArguments)?;
+    // A time to live goes with the modes that have one, and with no other.
+    match request {
+        Request::CreateTtl { ttl_ms, .. } if mode.is_ttl() && (1..=TTL_MS_MAX).contains(ttl_ms) => {
+            Ok(Lifetime::Ttl(*ttl_ms))
+        }
+        Request::CreateTtl { ttl_ms, .. } if mode.is_ttl() || *ttl_ms >= 0 => Err(ErrorCode::BadArguments),
+        Request::CreateTtl { .. } => Ok(Lifetime::Persistent),
+        _ if mode.is_ttl() => Err(ErrorCode::BadArguments),
+        Request::CreateContainer(_) => Ok(Lifetime::Container),
+        // As in ZooKeeper: the flag alone, without its operation, makes no container.
+        _ if mode.is_ephemeral() => Ok(Lifetime::Ephemeral(session)),
+        _ => Ok(Lifetime::Persistent),
+    }
+}
+
 fn create_znode(
     tree: &mut Tree,
     context: &Context<'_>,
     create: &Create<'_>,
-    with_stat: bool,
+    lifetime: Lifetime,
     events: &mut Vec<Event>,
-) -> Result<MultiResult, ErrorCode> {
+) -> Result<(Arc<str>, Stat), ErrorCode> {
     let mode = CreateMode::try_from(create.flags).map_err(|_| ErrorCode::BadArguments)?;
-    if mode.is_container() || mode.is_ttl() {
-        return Err(ErrorCode::Unimplemented);
-    }
-    let parent_path = parent_of_new(create.path)?;
+    let parent_path = parent_of(create.path)?;
     let resolved = acl::resolve(&create.acl, context.identities).ok_or(ErrorCode::InvalidAcl)?;
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
     permit(context, parent, perms::CREATE)?;
@@ -145,8 +198,11 @@ fn create_znode(
     if tree.get(&path).is_some() {
         return Err(ErrorCode::NodeExists);
     }
-    if parent.owner != 0 {
+    if matches!(parent.lifetime(), Lifetime::Ephemeral(_)) {
         return Err(ErrorCode::NoChildrenForEphemerals);
+    }
+    if context.enforce_quota {
+        within_quota(tree, &path, 1, length(create.data))?;
     }
     // Most znodes have their parent's ACL: one copy serves them all.
     let acl: Arc<[Acl]> = if *parent.acl == *resolved { parent.acl.clone() } else { resolved };
@@ -154,7 +210,7 @@ fn create_znode(
         subtree: context.mesh.subtree_of(&path),
         data: create.data.map(Bytes::copy_from_slice),
         acl,
-        owner: if mode.is_ephemeral() { context.session } else { 0 },
+        owner: lifetime.to_owner(),
         times: Times {
             czxid: context.zxid,
             mzxid: context.zxid,
@@ -165,16 +221,16 @@ fn create_znode(
         },
         children: OrdSet::new(),
     };
-    let stat = with_stat.then(|| znode.stat());
+    let stat = znode.stat();
     events.push(Event { kind: EventType::NodeCreated, path: path.clone(), zxid: 0 });
     events.push(Event { kind: EventType::NodeChildrenChanged, path: parent_path.into(), zxid: 0 });
     tree.create(path.clone(), znode);
-    Ok(MultiResult::Created(path, stat))
+    Ok((path, stat))
 }
 
-/// The parent's path of a znode to create; the path itself is checked once the parent is found, as
+/// The parent's path of a znode to create or delete; the path itself is judged once the parent is found, as
 /// ZooKeeper does.
-fn parent_of_new(path: &str) -> Result<&str, ErrorCode> {
+fn parent_of(path: &str) -> Result<&str, ErrorCode> {
     match path.rfind('/') {
         None => Err(ErrorCode::BadArguments),
         Some(_) if path.contains('\0') => Err(ErrorCode::BadArguments),
@@ -190,16 +246,14 @@ fn delete_znode(
     version: i32,
     events: &mut Vec<Event>,
 ) -> Result<MultiResult, ErrorCode> {
-    let (parent_path, _) = split_path(path).ok_or(ErrorCode::BadArguments)?;
-    let fixed = path == "/zookeeper"
-        || path.starts_with("/zookeeper/")
-        || context.mesh.subtrees().any(|(_, subtree)| subtree.path == path);
-    if fixed {
+    let parent_path = parent_of(path)?;
+    let fixed = matches!(path, "/" | "/zookeeper" | "/zookeeper/config" | "/zookeeper/quota");
+    if fixed || context.mesh.subtrees().any(|(_, subtree)| subtree.path == path) {
         return Err(ErrorCode::BadArguments);
     }
-    let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
     permit(context, parent, perms::DELETE)?;
+    let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
     expect_version(version, znode.times.version)?;
     if !znode.children.is_empty() {
         return Err(ErrorCode::NotEmpty);
@@ -247,6 +301,9 @@ fn set_data(
     permit(context, znode, perms::WRITE)?;
     expect_version(version, znode.times.version)?;
     let mut stat = znode.stat();
+    if context.enforce_quota {
+        within_quota(tree, path, 0, length(data) - length(znode.data.as_deref()))?;
+    }
     tree.change(path, |znode| {
         znode.data = data.map(Bytes::copy_from_slice);
         // A version of -1 would read as "any": it is skipped, as in ZooKeeper.
@@ -281,6 +338,54 @@ fn set_acl(
         stat = znode.stat();
     });
     Ok(MultiResult::Set(stat))
+}
+
+/// Whether a write that other regions order would exceed a quota of this one.
+pub(super) fn exceeds_quota(tree: &Tree, request: &Request<'_>) -> Option<Outcome> {
+    let exceeds = |request: &Request<'_>| match request {
+        Request::Create(create)
+        | Request::Create2(create)
+        | Request::CreateContainer(create)
+        | Request::CreateTtl { create, .. } => {
+            within_quota(tree, create.path, 1, length(create.data)).is_err()
+        }
+        Request::SetData { path, data, .. } => tree.get(path).is_some_and(|znode| {
+            within_quota(tree, path, 0, length(*data) - length(znode.data.as_deref())).is_err()
+        }),
+        _ => false,
+    };
+    match request {
+        Request::Multi(operations) => operations.iter().position(exceeds).map(|index| {
+            Outcome::ok(Reply::Multi(failed_multi(operations.len(), index, ErrorCode::QuotaExceeded)))
+        }),
+        other => exceeds(other).then(|| Outcome::error(ErrorCode::QuotaExceeded)),
+    }
+}
+
+/// Where there is a hard limit it counts, else the soft one, which only warns.
+fn within_quota(tree: &Tree, path: &str, count: i64, bytes: i64) -> Result<(), ErrorCode> {
+    let Some((quota, usage)) = tree.quota_of(path) else { return Ok(()) };
+    let limits = tree.quota_limits(quota);
+    for (what, used, more, hard, soft) in [
+        ("count", usage.count, count, limits.count_hard, limits.count),
+        ("bytes", usage.bytes, bytes, limits.bytes_hard, limits.bytes),
+    ] {
+        if more == 0 {
+            continue;
+        }
+        match (hard, soft) {
+            (Some(hard), _) if used + more > hard => return Err(ErrorCode::QuotaExceeded),
+            (None, Some(soft)) if used <= soft && used + more > soft => {
+                tracing::warn!(%quota, what, limit = soft, used = used + more, "quota exceeded");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn length(data: Option<&[u8]>) -> i64 {
+    data.map_or(0, |data| i64::try_from(data.len()).unwrap_or(i64::MAX))
 }
 
 fn readable<'t>(tree: &'t Tree, path: &str) -> Result<&'t Arc<Znode>, ErrorCode> {

@@ -19,6 +19,8 @@ use meridian_wire::EventType;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Policy;
+use super::ensemble::Ensemble;
 use super::request::Event;
 use super::state::{Session, State};
 use crate::tree::{Acl, Times, Tree, Znode};
@@ -182,6 +184,8 @@ impl SubtreeSnapshot {
             tree.remove_subtree(*subtree);
         }
         plant(tree, self.znodes.clone());
+        tree.recount_quotas();
+        tree.write_quota_stats();
         let mut paths: Vec<&Arc<str>> =
             before.iter().filter(|(_, z)| replaced.contains(&z.subtree)).map(|(p, _)| p).collect();
         paths.extend(self.znodes.keys().filter(|p| before.get(p).is_none()));
@@ -253,6 +257,9 @@ enum RegionRecord {
         znodes: u64,
         digests: Vec<(SubtreeId, u128)>,
     },
+    Ensemble(Ensemble),
+    /// Missing in snapshots of earlier builds.
+    Policy(Policy),
 }
 
 /// Writes a region's whole state.
@@ -296,6 +303,7 @@ fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), Snapsho
             federation: Box::new(small),
         },
     )?;
+    put(out, &RegionRecord::Policy(state.policy))?;
     for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
         put(out, &RegionRecord::Sessions(batch))?;
     }
@@ -303,6 +311,7 @@ fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), Snapsho
         put(out, &RegionRecord::Znodes(batch))?;
     }
     write_federation(federation, out)?;
+    put(out, &RegionRecord::Ensemble(state.ensemble.clone()))?;
     let subtrees = std::iter::once(0).chain(state.mesh.subtrees().map(|(id, _)| id));
     put(
         out,
@@ -375,6 +384,8 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     loop {
         match take(input)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
+            RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
+            RegionRecord::Policy(policy) => state.policy = policy,
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
             RegionRecord::End { sessions, znodes, digests } => {
@@ -383,6 +394,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
+                state.tree.recount_quotas();
                 return if whole {
                     Ok(state)
                 } else {
@@ -418,8 +430,10 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
             staging.pieces.push(piece);
         }
         RegionRecord::Header { .. }
+        | RegionRecord::Ensemble(_)
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
+        | RegionRecord::Policy(_)
         | RegionRecord::End { .. } => {}
     }
 }

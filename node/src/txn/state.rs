@@ -9,12 +9,16 @@ use meridian_bridge::mesh::{LOCAL, Mesh, Orderer, RegionId};
 use meridian_bridge::state::{self as federation, Caller, Content, Delivery, Federation};
 use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits};
-use meridian_wire::{Create, CreateMode, ErrorCode, OpCode, PASSWORD_LENGTH, Request};
+use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, PASSWORD_LENGTH, Request, perms};
 use serde::{Deserialize, Serialize};
 
+use super::acl::permits;
+use super::ensemble::{self, CONFIG_PATH, Change, Ensemble, ReconfigError};
+use super::import;
+use super::reap;
 use super::request::{self, Context, Event};
 use super::snapshot::SubtreeSnapshot;
-use super::{Batch, ClientRequest, Command, Outcome, Reply, SharedRequest};
+use super::{Batch, ClientRequest, Command, Outcome, Policy, Reply, SharedRequest};
 use crate::tree::{Acl, Times, Tree, Znode, split_path};
 
 /// Sessions by identifier.
@@ -41,6 +45,10 @@ pub struct State {
     pub cursors: OrdMap<u8, (u32, u64)>,
     /// The federation's part.
     pub federation: Federation,
+    /// The region's members.
+    pub ensemble: Ensemble,
+    /// How requests are judged.
+    pub policy: Policy,
 }
 
 /// The place of a request in an order: the same in every region.
@@ -151,6 +159,8 @@ impl State {
             sessions: Sessions::default(),
             cursors: OrdMap::new(),
             federation: Federation { region, ..Federation::default() },
+            ensemble: Ensemble::default(),
+            policy: Policy::default(),
         }
     }
 
@@ -259,11 +269,34 @@ impl Apply<'_, '_> {
                 }
             }
             Command::FormMesh { mesh } => self.form_mesh(mesh),
+            Command::Reap { paths, never_used_ms } => self.reap(&paths, never_used_ms),
+            Command::SetPolicy(policy) => self.state.policy = policy,
             Command::Bridge(command) => {
                 let time_ms = self.state.time_ms;
                 let (outcome, deliveries) = self.state.federation.apply(command, time_ms);
                 self.deliver(deliveries);
                 self.effects.outcomes.push(outcome);
+            }
+            Command::FormEnsemble { members } => {
+                if self.state.ensemble.members.is_empty() {
+                    self.put_members_in_force(Arc::new(members));
+                }
+            }
+            Command::ChangeMembers { version, members } => {
+                let id = self.state.next_zxid();
+                let ensemble = &mut self.state.ensemble;
+                if ensemble.version == version && ensemble.change.is_none() {
+                    let members = Arc::new(members);
+                    ensemble.change = Some(Change { id, caller: Caller::default(), members });
+                }
+            }
+            Command::MembersChanged { id, error } => self.end_change(id, error),
+            Command::Import(import) => {
+                // Clients of the old ensemble must not find an older state here.
+                self.state.zxid = self.state.zxid.max(import.zxid);
+                self.state.next_zxid();
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| import::apply(tree, &mesh, import, events));
             }
         }
     }
@@ -356,6 +389,13 @@ impl Apply<'_, '_> {
             // Servers check before they propose; this is a request from a newer build.
             return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
         };
+        if let Request::Reconfig { joining, leaving, new_members, config_id } = decoded {
+            let asked = ensemble::Request { joining, leaving, new_members, version: config_id };
+            return self.change_members(request, &asked);
+        }
+        if let Err(outcome) = self.state.policy.admits(&decoded) {
+            return self.answer(request.caller, outcome);
+        }
         match route(&self.state.mesh, &decoded) {
             Err(error) => self.answer(request.caller, Outcome::error(error)),
             Ok(None) => self.apply_local(request, &decoded),
@@ -366,10 +406,73 @@ impl Apply<'_, '_> {
         }
     }
 
+    /// A client asks for other members: it is answered when they are in force.
+    fn change_members(&mut self, request: &ClientRequest<'_>, asked: &ensemble::Request<'_>) {
+        let writable = |znode: &Arc<Znode>| permits(&znode.acl, perms::WRITE, request.identities);
+        let may_write = self.state.tree.get(CONFIG_PATH).is_some_and(writable);
+        // As in ZooKeeper, who asks for nonsense is told so whoever it is.
+        match self.state.ensemble.plan(asked) {
+            Ok(_) | Err(ReconfigError::Number(_)) if !may_write => {
+                self.answer(request.caller, Outcome::error(ErrorCode::NoAuth));
+            }
+            Ok(members) => {
+                let change =
+                    Change { id: self.state.zxid, caller: request.caller, members: Arc::new(members) };
+                self.state.ensemble.change = Some(change);
+            }
+            Err(error) => {
+                tracing::info!(%error, "change of members refused");
+                self.answer(request.caller, Outcome::error(error.code()));
+            }
+        }
+    }
+
+    fn end_change(&mut self, id: i64, error: i32) {
+        let Some(change) = self.state.ensemble.change.take_if(|change| change.id == id) else { return };
+        self.state.next_zxid();
+        let outcome = match ErrorCode::try_from(error) {
+            Ok(ErrorCode::Ok) => {
+                self.put_members_in_force(change.members);
+                let text = Bytes::from(self.state.ensemble.text());
+                let stat = self.state.tree.get(CONFIG_PATH).map(|znode| znode.stat()).unwrap_or_default();
+                Outcome::ok(Reply::Members(text, stat))
+            }
+            refusal => {
+                self.state.ensemble.last_failure = Some((id, error));
+                Outcome::error(refusal.unwrap_or(ErrorCode::SystemError))
+            }
+        };
+        if change.caller.server != 0 {
+            self.answer(change.caller, outcome);
+        }
+    }
+
+    fn put_members_in_force(&mut self, members: Arc<ensemble::Members>) {
+        let (zxid, time_ms) = (self.state.zxid, self.state.time_ms);
+        self.state.ensemble.members = members;
+        self.state.ensemble.version = zxid;
+        let text = Bytes::from(self.state.ensemble.text());
+        self.on_tree(|tree, events| {
+            tree.change(CONFIG_PATH, |znode| {
+                znode.data = Some(text);
+                znode.acl = Arc::new([Acl { perms: perms::READ, ..Acl::open() }]);
+                znode.times.version = znode.times.version.wrapping_add(1);
+                (znode.times.mzxid, znode.times.mtime) = (zxid, time_ms);
+            });
+            events.push(Event { kind: EventType::NodeDataChanged, path: CONFIG_PATH.into(), zxid: 0 });
+        });
+    }
+
     fn apply_local(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
         let (mesh, zxid, time_ms) = (self.state.mesh.clone(), self.state.zxid, self.state.time_ms);
-        let context =
-            Context { mesh: &mesh, zxid, time_ms, session: request.session, identities: request.identities };
+        let context = Context {
+            mesh: &mesh,
+            zxid,
+            time_ms,
+            session: request.session,
+            identities: request.identities,
+            enforce_quota: self.state.policy.enforce_quota,
+        };
         let outcome = self.on_tree(|tree, events| request::apply(tree, &context, decoded, events));
         self.answer(request.caller, outcome);
     }
@@ -385,6 +488,11 @@ impl Apply<'_, '_> {
     }
 
     fn apply_shared(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>, orderer: Orderer) {
+        if self.state.policy.enforce_quota
+            && let Some(refusal) = request::exceeds_quota(&self.state.tree, decoded)
+        {
+            return self.answer(request.caller, refusal);
+        }
         let lease_epoch =
             self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
         let mut may_own = false;
@@ -460,6 +568,16 @@ impl Apply<'_, '_> {
                 });
                 Outcome::ok(Reply::Empty)
             }
+            Ok(SharedRequest::Reap { paths, never_used_ms }) => {
+                let mesh = self.state.mesh.clone();
+                self.on_tree(|tree, events| {
+                    let here = |path: &&str| mesh.orderer_of(mesh.subtree_of(path)) == Some(orderer);
+                    for path in paths.into_iter().filter(here) {
+                        reap::reap(tree, path, zxid, time_ms, never_used_ms, events);
+                    }
+                });
+                Outcome::ok(Reply::Empty)
+            }
             // The session has ended: what it asked for before (the deletion of its lock, say) must not hit what
             // others have made since.
             Ok(SharedRequest::Client { lease_epoch, may_own: true, .. })
@@ -469,7 +587,8 @@ impl Apply<'_, '_> {
             }
             Ok(SharedRequest::Client { session, identities, op, body, .. }) => {
                 let mesh = self.state.mesh.clone();
-                let context = Context { mesh: &mesh, zxid, time_ms, session, identities };
+                let enforce_quota = false;
+                let context = Context { mesh: &mesh, zxid, time_ms, session, identities, enforce_quota };
                 let decoded = OpCode::try_from(op).and_then(|op| Request::decode(op, body));
                 match decoded {
                     Ok(decoded) => {
@@ -566,6 +685,29 @@ impl Apply<'_, '_> {
         self.effects.closed.push(ClosedSession { session, owner: closed.owner, asked_for });
     }
 
+    /// Deletes what is due here, and lets the orderers of the others judge.
+    fn reap(&mut self, paths: &[Box<str>], never_used_ms: i64) {
+        let mut elsewhere = std::collections::BTreeMap::<Orderer, Vec<&str>>::new();
+        for path in paths {
+            if let Some(orderer) = self.state.orderer_of(path) {
+                elsewhere.entry(orderer).or_default().push(path);
+                continue;
+            }
+            let (zxid, time_ms) = (self.state.next_zxid(), self.state.time_ms);
+            self.on_tree(|tree, events| reap::reap(tree, path, zxid, time_ms, never_used_ms, events));
+        }
+        for (orderer, paths) in elsewhere {
+            // The leader of a subtree's home sees to it by itself.
+            if matches!(orderer, Orderer::Home(_)) && !self.state.federation.orders_here(orderer) {
+                continue;
+            }
+            if let Ok(bytes) = codec::encode(&SharedRequest::Reap { paths, never_used_ms }) {
+                // Nobody waits for it; what is lost is proposed again.
+                let _ = self.send(orderer, Caller::default(), bytes.into());
+            }
+        }
+    }
+
     fn form_mesh(&mut self, mesh: Mesh) {
         if !self.state.mesh.regions.is_empty() || mesh.validate().is_err() {
             return;
@@ -578,6 +720,8 @@ impl Apply<'_, '_> {
             self.put_ancestors(&subtree.path);
             self.state.tree.put(subtree.path.as_str().into(), bare_znode(id));
         }
+        self.state.tree.recount_quotas();
+        self.state.tree.write_quota_stats();
         self.state.mesh = Arc::new(mesh);
     }
 
@@ -593,8 +737,8 @@ impl Apply<'_, '_> {
     /// Replaces the content of what an orderer orders. A snapshot that is not whole changes nothing.
     fn install(&mut self, orderer: Orderer, pieces: &[Bytes], global: Option<federation::GlobalInstall>) {
         let snapshot = match SubtreeSnapshot::read(pieces) {
-            Ok(snapshot) if snapshot.orderer == orderer => snapshot,
-            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer refused"),
+            Ok(snapshot) if snapshot.orderer == orderer && self.is_news(&snapshot) => snapshot,
+            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer, or an old one, refused"),
             Err(error) => return tracing::error!(%error, ?orderer, "damaged snapshot refused"),
         };
         self.state.next_zxid();
@@ -606,6 +750,17 @@ impl Apply<'_, '_> {
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
         }
+        if let Orderer::Home(subtree) = orderer {
+            let time_ms = self.state.time_ms;
+            let deliveries = self.state.federation.begin_home(subtree, time_ms);
+            self.deliver(deliveries);
+        }
+    }
+
+    /// Whether a snapshot takes a homed subtree forward; of the global order the consensus engine knows.
+    fn is_news(&self, snapshot: &SubtreeSnapshot) -> bool {
+        let known = self.state.federation.orders.get(&snapshot.orderer);
+        snapshot.orderer == Orderer::Global || known.is_none_or(|o| o.position <= snapshot.order.position)
     }
 }
 

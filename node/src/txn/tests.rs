@@ -9,9 +9,12 @@ use meridian_bridge::state::{
     self as federation, GlobalChange, GlobalCommand, GlobalEntry, GlobalLogId, GlobalPayload, Outcome,
 };
 use meridian_seam::codec;
-use meridian_wire::{Acl, Create, ErrorCode, EventType, OpCode, Request};
+use meridian_wire::{Acl, Create, CreateMode, ErrorCode, EventType, OpCode, Request};
 
-use super::{Answer, Batch, Caller, ClientRequest, Command, Effects, Me, Reply, State, snapshot};
+use super::{
+    Answer, Batch, Caller, ClientRequest, Command, Effects, Me, MultiResult, Policy, Reply, State, reap,
+    snapshot,
+};
 
 const EPHEMERAL: i32 = 1;
 const SEQUENTIAL: i32 = 2;
@@ -465,4 +468,237 @@ fn zxids_never_go_back_over_terms() {
         assert_eq!(seen.insert(zxid, path), None);
         assert_eq!(seen.last_key_value().map(|(z, _)| *z), Some(zxid));
     }
+}
+
+#[test]
+fn snapshots_of_earlier_builds_are_read() {
+    let state = snapshot::read_region(&mut &include_bytes!("golden/region-1.snapshot")[..]).unwrap();
+    assert_eq!((state.region, state.policy, state.mesh.regions.len()), (1, Policy::default(), 3));
+    let mut paths: Vec<_> = state.tree.iter().map(|(path, _)| &**path).collect();
+    paths.sort_unstable();
+    let zookeeper = ["/zookeeper", "/zookeeper/config", "/zookeeper/quota"];
+    let own = ["/", "/global", "/global/mine", "/local", "/local/n-0000000000", "/shared", "/shared/x"];
+    assert_eq!(paths, [&own[..], &zookeeper[..]].concat());
+    assert_eq!(state.tree.get("/global/mine").unwrap().stat().ephemeral_owner, 1 << 56 | 5);
+    assert_eq!(state.federation.outboxes[&Orderer::Global].requests.len(), 1);
+}
+
+impl Region {
+    fn create_as(&mut self, path: &str, mode: CreateMode, ttl_ms: Option<i64>) {
+        let create = Create { path, data: None, acl: vec![Acl::OPEN], flags: mode as i32 };
+        self.send(&match ttl_ms {
+            Some(ttl_ms) => Request::CreateTtl { create, ttl_ms },
+            None => Request::CreateContainer(create),
+        });
+    }
+
+    /// Proposes the deletion of everything that is due at a time, as a leader does.
+    fn reap(&mut self, time_ms: i64, never_used_ms: i64) -> Vec<String> {
+        let paths: Vec<Box<str>> =
+            reap::due(&self.state.tree, time_ms, never_used_ms).map(|path| Box::from(&**path)).collect();
+        let due = paths.iter().map(|path| path.to_string()).collect();
+        let command = codec::encode(&Command::Reap { paths, never_used_ms }).unwrap().into();
+        let batch = Batch::encode(time_ms, &[command]).unwrap();
+        self.state.apply(1, &batch, self.me, &mut self.effects);
+        due
+    }
+}
+
+#[test]
+fn containers_go_once_emptied_and_others_when_their_time_is_over() {
+    let mut a = Region::new(1);
+    for path in ["/used", "/unused", "/full"] {
+        a.create_as(path, CreateMode::Container, None);
+    }
+    a.create("/used/child", 0);
+    a.create("/full/child", 0);
+    a.send(&Request::Delete { path: "/used/child", version: -1 });
+    a.create_as("/short", CreateMode::PersistentWithTtl, Some(500));
+    a.create_as("/parent", CreateMode::PersistentWithTtl, Some(500));
+    a.create_as("/n-", CreateMode::PersistentSequentialWithTtl, Some(5_000));
+    a.create("/parent/child", 0);
+    assert!(a.errors().iter().all(|error| *error == ErrorCode::Ok));
+    assert_eq!(a.state.tree.get("/short").unwrap().stat().ephemeral_owner, 0);
+    // Everything was made at 1,000 ms.
+    assert_eq!(a.reap(1_500, 0), ["/used"]);
+    assert!(!a.has("/used") && a.has("/unused") && a.has("/full"));
+    assert_eq!(a.reap(1_501, 502), ["/short"]);
+    a.send(&Request::SetData { path: "/n-0000000005", data: None, version: -1 });
+    assert_eq!(a.reap(6_501, 5_000), ["/unused"], "a change of the data starts the time anew");
+    assert_eq!(a.reap(6_502, 0), ["/n-0000000005"]);
+    assert!(a.has("/parent/child") && a.has("/full/child"));
+    let deleted = a.effects.events.iter().filter(|e| e.kind == EventType::NodeDeleted);
+    let deleted: Vec<&str> = deleted.map(|e| &*e.path).collect();
+    assert_eq!(deleted, ["/used/child", "/used", "/short", "/unused", "/n-0000000005"]);
+}
+
+#[test]
+fn what_is_due_is_judged_again_where_it_is_deleted() {
+    let mut a = Region::new(1);
+    a.create_as("/c", CreateMode::Container, None);
+    a.create_as("/t", CreateMode::PersistentWithTtl, Some(500));
+    let reap = |never_used_ms| Command::Reap { paths: vec!["/c".into(), "/t".into()], never_used_ms };
+    a.apply(&reap(1));
+    assert!(a.has("/c") && a.has("/t"), "the time of the entry counts");
+    a.create("/c/child", 0);
+    a.send(&Request::Delete { path: "/c/child", version: -1 });
+    a.create("/c/another", 0);
+    a.apply(&reap(0));
+    assert!(a.has("/c"), "it has a child again");
+    a.create("/p", 0);
+    a.apply(&Command::Reap { paths: vec!["/p".into(), "/".into(), "/none".into()], never_used_ms: 1 });
+    assert!(a.has("/p"), "persistent znodes stay");
+}
+
+#[test]
+fn shared_znodes_go_in_the_order_of_their_subtree_and_once() {
+    let [mut a, mut b, mut c] = regions();
+    let mut log = GlobalLog::default();
+    a.create_as("/global/t", CreateMode::PersistentWithTtl, Some(500));
+    log.agree(&a.forward().unwrap());
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+    }
+    a.create_as("/shared/t", CreateMode::PersistentWithTtl, Some(500));
+    // Requests are put in order at 2,000 ms.
+    assert_eq!(a.reap(3_000, 0), ["/global/t", "/shared/t"]);
+    assert!(a.has("/global/t") && !a.has("/shared/t"), "here the home, there one of several");
+    assert_eq!(b.reap(3_000, 0), ["/global/t"]);
+    for region in [&a, &b] {
+        let Some(GlobalCommand::Forward { region, first, requests, .. }) = region.forward() else { panic!() };
+        log.agree(&GlobalCommand::Forward { region, first, time_ms: 3_000, requests });
+    }
+    for region in [&mut a, &mut b, &mut c] {
+        log.teach(region);
+        assert!(!region.has("/global/t"));
+        let events = region.effects.events.iter();
+        let deleted = events.filter(|e| e.kind == EventType::NodeDeleted && &*e.path == "/global/t");
+        assert_eq!(deleted.count(), 1);
+    }
+    assert_equal(&[a, b, c], 1);
+}
+
+#[test]
+fn a_bad_time_to_live_is_refused_and_the_policy_may_forbid_all() {
+    let mut a = Region::new(1);
+    a.answers();
+    for (mode, ttl_ms) in [
+        (CreateMode::PersistentWithTtl, 0),
+        (CreateMode::PersistentWithTtl, -1),
+        (CreateMode::PersistentWithTtl, 1 << 40),
+        (CreateMode::Persistent, 5),
+        (CreateMode::Container, 5),
+    ] {
+        a.create_as("/x", mode, Some(ttl_ms));
+    }
+    a.create("/x", CreateMode::PersistentWithTtl as i32);
+    assert_eq!(a.errors(), [ErrorCode::BadArguments; 6]);
+    a.create_as("/longest", CreateMode::PersistentWithTtl, Some((1 << 40) - 1));
+    a.create_as("/plain", CreateMode::Persistent, Some(-1));
+    a.create("/flag-alone", CreateMode::Container as i32);
+    assert_eq!(a.errors(), [ErrorCode::Ok; 3]);
+    a.apply(&Command::SetPolicy(Policy { extended_types: false, ..Policy::default() }));
+    let create = Create { path: "/y", data: None, acl: vec![Acl::OPEN], flags: 5 };
+    let timed = Request::CreateTtl { create, ttl_ms: 9 };
+    a.send(&timed);
+    a.create_as("/c2", CreateMode::Container, None);
+    assert_eq!(a.errors(), [ErrorCode::Unimplemented, ErrorCode::Ok]);
+    a.send(&Request::Multi(vec![Request::Check { path: "/", version: -1 }, timed]));
+    let failed = [MultiResult::Failed(ErrorCode::Ok), MultiResult::Failed(ErrorCode::Unimplemented)];
+    assert_eq!(a.answers()[0].outcome.reply, Reply::Multi(failed.into()));
+}
+
+#[test]
+fn sequences_count_creations_alone() {
+    let mut a = Region::new(1);
+    a.answers();
+    a.create("/p", 0);
+    for _ in 0..3 {
+        a.create("/p/n-", SEQUENTIAL);
+        let path = match &a.answers().last().unwrap().outcome.reply {
+            Reply::Path(path) => path.to_string(),
+            other => panic!("{other:?}"),
+        };
+        a.send(&Request::Delete { path: &path, version: -1 });
+    }
+    a.create("/p/n-", SEQUENTIAL);
+    assert!(a.has("/p/n-0000000003"));
+    assert_eq!(a.state.tree.get("/p").unwrap().stat().cversion, 7, "a stat counts deletions too");
+}
+
+impl Region {
+    fn set_quota(&mut self, path: &str, limits: &str) {
+        self.create(&format!("/zookeeper/quota{path}"), 0);
+        for (name, data) in [("zookeeper_limits", limits), ("zookeeper_stats", "count=-1,bytes=-1")] {
+            let path = format!("/zookeeper/quota{path}/{name}");
+            let (data, acl) = (Some(data.as_bytes()), vec![Acl::OPEN]);
+            self.send(&Request::Create(Create { path: &path, data, acl, flags: 0 }));
+        }
+    }
+
+    fn quota_stats(&self, path: &str) -> String {
+        let znode = self.state.tree.get(&format!("/zookeeper/quota{path}/zookeeper_stats")).unwrap();
+        String::from_utf8_lossy(znode.data.as_deref().unwrap()).into_owned()
+    }
+
+    fn set(&mut self, path: &str, data: &[u8]) {
+        self.send(&Request::SetData { path, data: Some(data), version: -1 });
+    }
+}
+
+#[test]
+fn quotas_are_counted_and_their_hard_limits_kept_if_enforced() {
+    let mut a = Region::new(1);
+    a.create("/q", 0);
+    a.set_quota("/q", "count=-1,bytes=-1;byteHardLimit=8;countHardLimit=3");
+    a.create("/q/1", 0);
+    a.set("/q/1", b"1234567");
+    a.create("/q/2", 0);
+    a.create("/q/3", 0);
+    assert!(a.errors().iter().all(|error| *error == ErrorCode::Ok), "not enforced");
+    assert_eq!(a.quota_stats("/q"), "count=4,bytes=10");
+    a.apply(&Command::SetPolicy(Policy { enforce_quota: true, ..Policy::default() }));
+    a.create("/q/4", 0);
+    a.set("/q/1", b"12345678");
+    a.set("/q/1", b"123456");
+    assert_eq!(a.errors(), [ErrorCode::QuotaExceeded, ErrorCode::QuotaExceeded, ErrorCode::QuotaExceeded]);
+    a.set("/q/1", b"");
+    a.set("/q/2", b"22");
+    a.send(&Request::Delete { path: "/q/3", version: -1 });
+    a.send(&Request::Delete { path: "/q/2", version: -1 });
+    a.create("/elsewhere", 0);
+    assert_eq!(a.errors(), [ErrorCode::Ok; 5]);
+    let create = |path| Request::Create(Create { path, data: None, acl: vec![Acl::OPEN], flags: 0 });
+    a.send(&Request::Multi(vec![create("/q/5"), create("/q/6")]));
+    let failed = [MultiResult::Failed(ErrorCode::Ok), MultiResult::Failed(ErrorCode::QuotaExceeded)];
+    assert_eq!(a.answers()[0].outcome.reply, Reply::Multi(failed.into()));
+    assert_eq!(a.quota_stats("/q"), "count=2,bytes=1", "what is taken back does not count");
+    for end in ["/zookeeper_limits", "/zookeeper_stats", ""] {
+        a.send(&Request::Delete { path: &format!("/zookeeper/quota/q{end}"), version: -1 });
+    }
+    a.create("/q/7", 0);
+    a.create("/q/8", 0);
+    assert_eq!(a.errors(), [ErrorCode::Ok; 5], "a quota may be removed");
+}
+
+#[test]
+fn a_quota_of_a_shared_subtree_is_kept_by_the_region_that_asks() {
+    let [mut a, mut b, _] = regions();
+    a.set_quota("/global", "count=2,bytes=-1;countHardLimit=2");
+    a.apply(&Command::SetPolicy(Policy { enforce_quota: true, ..Policy::default() }));
+    let mut log = GlobalLog::default();
+    a.create("/global/1", 0);
+    log.agree(&a.forward().unwrap());
+    log.teach(&mut a);
+    log.teach(&mut b);
+    assert_eq!(a.quota_stats("/global"), "count=2,bytes=1");
+    a.answers();
+    a.create("/global/2", 0);
+    assert_eq!(a.errors(), [ErrorCode::QuotaExceeded]);
+    b.create("/global/2", 0);
+    log.agree(&b.forward().unwrap());
+    log.teach(&mut a);
+    log.teach(&mut b);
+    assert_eq!(a.quota_stats("/global"), "count=3,bytes=2", "others have quotas of their own");
+    assert_equal(&[a, b], 1);
 }

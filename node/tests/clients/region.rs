@@ -6,35 +6,37 @@ use std::time::Duration;
 
 use meridian_node::region::{RegionConfig, Timing};
 use meridian_node::server::{Server, ServerOptions};
+use meridian_node::txn::ensemble::members_at;
 use meridian_seam::Environment;
 use tempfile::TempDir;
 
 /// Nothing in these tests takes so long on a machine that works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Options other than the usual ones.
+type Change = Box<dyn Fn(&mut ServerOptions) + Send + Sync>;
+
 pub(crate) struct TestRegion {
     directory: TempDir,
     voters: BTreeMap<u64, String>,
     observers: BTreeMap<u64, String>,
     servers: BTreeMap<u64, Server>,
-    tick: Duration,
+    change: Change,
 }
 
 impl TestRegion {
     /// Starts servers 1 to `voters` and after them `observers` more, and waits for a leader.
     pub(crate) async fn start(voters: u64, observers: u64) -> Self {
-        Self::with_tick(voters, observers, Duration::from_secs(2)).await
+        Self::with(voters, observers, |_| {}).await
     }
 
-    pub(crate) async fn with_tick(voters: u64, observers: u64, tick: Duration) -> Self {
-        let address = |server| (server, format!("127.0.0.1:{}", free_port()));
-        let mut region = Self {
-            directory: tempfile::tempdir().unwrap(),
-            voters: (1..=voters).map(address).collect(),
-            observers: (voters + 1..=voters + observers).map(address).collect(),
-            servers: BTreeMap::new(),
-            tick,
-        };
+    /// The same with other options.
+    pub(crate) async fn with(
+        voters: u64,
+        observers: u64,
+        change: impl Fn(&mut ServerOptions) + Send + Sync + 'static,
+    ) -> Self {
+        let mut region = Self::prepare(voters, observers, change);
         for server in 1..=voters + observers {
             region.start_server(server).await;
         }
@@ -42,7 +44,30 @@ impl TestRegion {
         region
     }
 
+    /// The same with no server started yet.
+    pub(crate) fn prepare(
+        voters: u64,
+        observers: u64,
+        change: impl Fn(&mut ServerOptions) + Send + Sync + 'static,
+    ) -> Self {
+        let address = |server| (server, format!("127.0.0.1:{}", free_port()));
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            voters: (1..=voters).map(address).collect(),
+            observers: (voters + 1..=voters + observers).map(address).collect(),
+            servers: BTreeMap::new(),
+            change: Box::new(change),
+        }
+    }
+
     pub(crate) async fn start_server(&mut self, server: u64) {
+        let options = self.options(server);
+        let started = Server::start(Environment::production(), options).await.unwrap();
+        self.servers.insert(server, started);
+    }
+
+    /// What a server is started with.
+    pub(crate) fn options(&self, server: u64) -> ServerOptions {
         let addresses = self.voters.iter().chain(&self.observers);
         let listen = addresses.clone().find(|(id, _)| **id == server).unwrap().1.clone();
         let data_dir = self.directory.path().join(server.to_string());
@@ -51,8 +76,7 @@ impl TestRegion {
             region: 1,
             region_name: "here".into(),
             server,
-            voters: self.voters.clone(),
-            observers: self.observers.clone(),
+            members: members_at(&self.voters, &self.observers),
             listen,
             data_dir,
             timing: Timing {
@@ -62,13 +86,29 @@ impl TestRegion {
             storage: Default::default(),
             tls: None,
         };
-        let options = ServerOptions {
+        let mut options = ServerOptions {
             admin_listen: Some("127.0.0.1:0".into()),
-            tick: self.tick,
             ..ServerOptions::new(config, "127.0.0.1:0")
         };
-        let started = Server::start(Environment::production(), options).await.unwrap();
-        self.servers.insert(server, started);
+        (self.change)(&mut options);
+        options
+    }
+
+    /// Starts a server that the others have not heard of yet.
+    pub(crate) async fn join_server(&mut self, server: u64) {
+        self.observers.insert(server, format!("127.0.0.1:{}", free_port()));
+        self.start_server(server).await;
+    }
+
+    /// Where the other servers reach one.
+    pub(crate) fn peer_address(&self, server: u64) -> String {
+        let addresses = self.voters.iter().chain(&self.observers);
+        addresses.clone().find(|(id, _)| **id == server).unwrap().1.clone()
+    }
+
+    /// Loses what a stopped server has on its disk.
+    pub(crate) fn wipe(&self, server: u64) {
+        std::fs::remove_dir_all(self.directory.path().join(server.to_string())).unwrap();
     }
 
     /// Stops a server and returns when it has.

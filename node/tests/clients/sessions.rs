@@ -53,7 +53,7 @@ async fn impostors_and_clients_from_the_future_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ephemerals_go_when_their_session_expires_and_not_before() {
-    let region = TestRegion::with_tick(3, 0, Duration::from_millis(500)).await;
+    let region = TestRegion::with(3, 0, |o| o.tick = Duration::from_millis(500)).await;
     let leader = region.leader().await;
     let follower = leader % 3 + 1;
     let timeout = |timeout_ms| Hello { timeout_ms, ..Hello::default() };
@@ -121,7 +121,7 @@ async fn a_restart_keeps_data_and_sessions() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_leader_lets_go_of_its_clients_before_their_sessions_may_end() {
-    let mut region = TestRegion::with_tick(3, 0, Duration::from_millis(500)).await;
+    let mut region = TestRegion::with(3, 0, |o| o.tick = Duration::from_millis(500)).await;
     let hello = Hello { timeout_ms: 2_000, ..Hello::default() };
     let mut client = RawClient::try_connect(region.address(1), &hello).await.unwrap();
     region.stop(2).await;

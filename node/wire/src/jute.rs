@@ -5,36 +5,60 @@ use bytes::{BufMut, BytesMut};
 use crate::WireError;
 
 /// Reads jute fields off the front of a record.
-pub(crate) struct Input<'a> {
+pub struct Input<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    pub(crate) fn new(record: &'a [u8]) -> Self {
+    /// Reads a record from its beginning.
+    pub fn new(record: &'a [u8]) -> Self {
         Self { rest: record }
     }
 
     /// The bytes not read yet.
-    pub(crate) fn rest(&self) -> &'a [u8] {
+    pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    pub(crate) fn int(&mut self) -> Result<i32, WireError> {
+    /// Four bytes.
+    ///
+    /// # Errors
+    /// As for all of these: if the record ends before the field, or the field is malformed.
+    pub fn int(&mut self) -> Result<i32, WireError> {
         self.array().map(i32::from_be_bytes)
     }
 
-    pub(crate) fn long(&mut self) -> Result<i64, WireError> {
+    /// Eight bytes.
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn long(&mut self) -> Result<i64, WireError> {
         self.array().map(i64::from_be_bytes)
     }
 
+    /// One byte.
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn byte(&mut self) -> Result<u8, WireError> {
+        let [byte] = self.array()?;
+        Ok(byte)
+    }
+
     /// Any byte but zero is true, as in Java.
-    pub(crate) fn boolean(&mut self) -> Result<bool, WireError> {
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn boolean(&mut self) -> Result<bool, WireError> {
         let [byte] = self.array()?;
         Ok(byte != 0)
     }
 
     /// Bytes behind their length; `None` for null.
-    pub(crate) fn buffer(&mut self) -> Result<Option<&'a [u8]>, WireError> {
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn buffer(&mut self) -> Result<Option<&'a [u8]>, WireError> {
         match self.length()? {
             None => Ok(None),
             Some(length) => self.take(length).map(Some),
@@ -42,19 +66,28 @@ impl<'a> Input<'a> {
     }
 
     /// A string; `None` for null.
-    pub(crate) fn nullable_string(&mut self) -> Result<Option<&'a str>, WireError> {
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn nullable_string(&mut self) -> Result<Option<&'a str>, WireError> {
         self.buffer()?.map(std::str::from_utf8).transpose().map_err(|_| WireError::NotUtf8)
     }
 
     /// A string; null reads as empty.
-    pub(crate) fn string(&mut self) -> Result<&'a str, WireError> {
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn string(&mut self) -> Result<&'a str, WireError> {
         Ok(self.nullable_string()?.unwrap_or_default())
     }
 
     /// A vector whose elements take at least `element_bytes_min` (> 0) each; null reads as empty.
     ///
     /// A count that the rest of the record can't hold is refused before anything is allocated.
-    pub(crate) fn vector<T>(
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn vector<T>(
         &mut self,
         element_bytes_min: usize,
         mut element: impl FnMut(&mut Self) -> Result<T, WireError>,
@@ -71,7 +104,11 @@ impl<'a> Input<'a> {
         Ok(elements)
     }
 
-    pub(crate) fn strings(&mut self) -> Result<Vec<&'a str>, WireError> {
+    /// A vector of strings.
+    ///
+    /// # Errors
+    /// See [`Input::int`].
+    pub fn strings(&mut self) -> Result<Vec<&'a str>, WireError> {
         self.vector(LENGTH_BYTES, Self::string)
     }
 

@@ -39,6 +39,7 @@ mod response;
 pub use code::{AddWatchMode, CreateMode, ErrorCode, EventType, KeeperState, OpCode, WatcherType, xid};
 pub use error::WireError;
 pub use frame::{DEFAULT_MAX_BUFFER, FrameStart, begin_frame, cut_frame, finish_frame};
+pub use jute::Input;
 pub use path::{PathError, validate_path, validate_sequential_path};
 pub use record::{
     Acl, AuthPacket, ClientInfo, ConnectRequest, ConnectResponse, PASSWORD_LENGTH, ReplyHeader,

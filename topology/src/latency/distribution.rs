@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use super::Measured;
+
 /// Standard normal quantile of 0.99: a log-normal's p99 is `exp(mu + Z99 sigma)`.
 const Z99: f64 = 2.326_347_874_040_841;
 
@@ -112,46 +114,6 @@ impl Distribution {
         match self {
             Distribution::Fixed(value) => Curve::fixed(*value),
             _ => Curve::tabulate(self.floor_ms(), self.quantile(1.0 - 0.1 * CUT_TAIL), |t| self.cdf(t)),
-        }
-    }
-}
-
-/// Quantiles of a measured histogram, from least to most.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
-    /// (probability of at most, time): both increasing.
-    points: Vec<(f64, f64)>,
-}
-
-impl Measured {
-    /// From the steps of a distribution function, sorted by probability. `None` without steps.
-    pub fn new(points: Vec<(f64, f64)>) -> Option<Self> {
-        let ordered = points.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1);
-        (!points.is_empty() && ordered).then_some(Measured { points })
-    }
-
-    /// The time that a share `probability` (0..1) of the samples stayed within.
-    pub fn quantile(&self, probability: f64) -> f64 {
-        let after = self.points.partition_point(|(p, _)| *p < probability);
-        let last = self.points.len() - 1;
-        let (p1, t1) = self.points[after.min(last)];
-        if after == 0 || after > last {
-            return t1;
-        }
-        let (p0, t0) = self.points[after - 1];
-        if p1 > p0 { t0 + (t1 - t0) * (probability - p0) / (p1 - p0) } else { t1 }
-    }
-
-    fn cdf(&self, time_ms: f64) -> f64 {
-        let after = self.points.partition_point(|(_, t)| *t <= time_ms);
-        if after == 0 {
-            return 0.0;
-        }
-        let (p0, t0) = self.points[after - 1];
-        match self.points.get(after) {
-            Some((p1, t1)) if *t1 > t0 => p0 + (p1 - p0) * (time_ms - t0) / (t1 - t0),
-            Some((p1, _)) => *p1,
-            None => 1.0,
         }
     }
 }
@@ -439,15 +401,5 @@ mod tests {
         let times: Vec<_> = curves.iter().map(|curve| (curve, 1)).collect();
         assert_eq!(Curve::kth_smallest(&times, 2).quantile(0.5), 2.0);
         assert_eq!(curves[0].later_of(&curves[2]).quantile(0.5), 3.0);
-    }
-
-    #[test]
-    fn measured_quantiles_interpolate() {
-        let measured = Measured::new(vec![(0.0, 10.0), (0.5, 20.0), (1.0, 60.0)]).unwrap();
-        let distribution = Distribution::Measured(Arc::new(measured));
-        close(distribution.quantile(0.75), 40.0, 1e-9);
-        close(distribution.cdf(40.0), 0.75, 1e-9);
-        assert_eq!(distribution.cdf(5.0), 0.0);
-        assert_eq!(Measured::new(vec![(0.0, 2.0), (1.0, 1.0)]), None);
     }
 }

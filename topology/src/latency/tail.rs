@@ -49,10 +49,15 @@ impl<'m> Tails<'m> {
 
     /// Distribution of the time from the leader's receipt of a write to its commit.
     pub fn commit(&mut self, layout: &Layout) -> Curve {
+        self.commit_without(layout, None)
+    }
+
+    /// The same with one region lost; what is left must hold a quorum of the whole.
+    pub fn commit_without(&mut self, layout: &Layout, lost: Option<usize>) -> Curve {
         match layout.design {
-            Design::Flat => self.flat_commit(layout),
-            Design::Hier => self.hier_commit(layout),
-            Design::Two => self.two_level_commit(layout),
+            Design::Flat => self.flat_commit(layout, lost),
+            Design::Hier => self.hier_commit(layout, lost),
+            Design::Two => self.two_level_commit(layout, lost),
         }
     }
 
@@ -62,6 +67,31 @@ impl<'m> Tails<'m> {
         Percentiles {
             p50: self.after_way(layout, client, &at_leader, 0.5),
             p99: self.after_way(layout, client, &at_leader, 0.99),
+        }
+    }
+
+    /// Percentiles of `sync` and a read.
+    pub fn sync_read(&mut self, layout: &Layout, client: usize, commit: &Curve) -> Percentiles {
+        let model = self.model;
+        if model.sync_is_ordered(layout) {
+            return self.write(layout, client, commit);
+        }
+        let way = &model.rtt[client][layout.leader];
+        let at = |probability| model.client_rtt_ms + way.quantile(probability);
+        Percentiles { p50: at(0.5), p99: at(0.99) }
+    }
+
+    /// Percentiles of the time from the release of a lock in `from` until `to` holds it.
+    pub fn hand_off(&mut self, layout: &Layout, from: usize, to: usize, commit: &Curve) -> Percentiles {
+        let halved = |way: Rc<Vec<Node>>| -> Vec<Node> {
+            way.iter().map(|node| Node { value_ms: node.value_ms / 2.0, ..*node }).collect()
+        };
+        let there = halved(self.way(from, layout.leader));
+        let back = halved(self.way(layout.leader, to));
+        let at_leader = commit.clone().later(2.0 * self.model.client_rtt_ms).plus(&there);
+        Percentiles {
+            p50: at_leader.quantile_of_sum(&back, 0.5),
+            p99: at_leader.quantile_of_sum(&back, 0.99),
         }
     }
 
@@ -77,7 +107,7 @@ impl<'m> Tails<'m> {
         let own_commits = if layout.design == Design::Two { model.pipeline.commits() } else { 0 };
         let mut total = commit.clone().later(model.client_rtt_ms);
         if own_commits > 0 {
-            let servers = layout.servers(model.server_region(layout.leader, client));
+            let servers = layout.servers(client);
             let nodes = self.local_commit(servers).nodes();
             for _ in 0..own_commits {
                 total = total.plus(&nodes);
@@ -93,31 +123,31 @@ impl<'m> Tails<'m> {
         at_leader.quantile_of_sum(&self.way(client, layout.leader), probability)
     }
 
-    fn flat_commit(&mut self, layout: &Layout) -> Curve {
+    fn flat_commit(&mut self, layout: &Layout, lost: Option<usize>) -> Curve {
         let acknowledgements: Vec<(Rc<Curve>, usize)> =
-            layout.voting_regions().flat_map(|region| self.region_acknowledgements(layout, region)).collect();
+            standing(layout, lost).flat_map(|region| self.region_acknowledgements(layout, region)).collect();
         kth_smallest(&acknowledgements, layout.voter_count() / 2 + 1)
     }
 
-    fn hier_commit(&mut self, layout: &Layout) -> Curve {
-        let answers: Vec<(Rc<Curve>, usize)> = layout
-            .voting_regions()
+    fn hier_commit(&mut self, layout: &Layout, lost: Option<usize>) -> Curve {
+        let groups = layout.voting_regions().count();
+        let answers: Vec<(Rc<Curve>, usize)> = standing(layout, lost)
             .map(|region| {
                 let majority = usize::from(layout.voters[region]) / 2 + 1;
                 (Rc::new(kth_smallest(&self.region_acknowledgements(layout, region), majority)), 1)
             })
             .collect();
-        kth_smallest(&answers, answers.len() / 2 + 1)
+        kth_smallest(&answers, groups / 2 + 1)
     }
 
-    fn two_level_commit(&mut self, layout: &Layout) -> Curve {
-        let votes: Vec<(Rc<Curve>, usize)> = layout
-            .voting_regions()
+    fn two_level_commit(&mut self, layout: &Layout, lost: Option<usize>) -> Curve {
+        let groups = layout.voting_regions().count();
+        let votes: Vec<(Rc<Curve>, usize)> = standing(layout, lost)
             .filter(|region| *region != layout.leader)
             .map(|region| (self.vote(layout.leader, region, layout.voters[region]), 1))
             .collect();
         let own = self.local_commit(layout.voters[layout.leader]);
-        match votes.len().div_ceil(2) {
+        match groups / 2 {
             0 => (*own).clone(),
             others_needed => own.later_of(&kth_smallest(&votes, others_needed)),
         }
@@ -172,6 +202,11 @@ impl<'m> Tails<'m> {
             self.ways.entry((client, leader)).or_insert_with(|| Rc::new(model.rtt[client][leader].nodes())),
         )
     }
+}
+
+/// The voting regions that are left.
+fn standing(layout: &Layout, lost: Option<usize>) -> impl Iterator<Item = usize> {
+    layout.voting_regions().filter(move |region| lost != Some(*region))
 }
 
 fn kth_smallest(times: &[(Rc<Curve>, usize)], k: usize) -> Curve {
@@ -296,6 +331,39 @@ mod tests {
     fn the_pipelines_tail_agrees_with_monte_carlo() {
         let model = Model { pipeline: Pipeline::MERIDIAN, ..tests::example() };
         check(&model, &layout(Design::Two, 0, [3, 3, 1]));
+    }
+
+    /// A lost region's voters never answer; a hand-off goes half the way to the leader and half the way
+    /// on.
+    #[test]
+    fn losses_and_hand_offs_agree_with_monte_carlo() {
+        let model = example();
+        let mut carlo = MonteCarlo { model: &model, random: StdRng::seed_from_u64(9) };
+        let layout = layout(Design::Flat, 0, [2, 2, 1]);
+        let mut tails = Tails::new(&model);
+        let commit = tails.commit_without(&layout, Some(1));
+        let hand_off = tails.hand_off(&layout, 2, 2, &commit);
+        let (mut commits, mut hand_offs) = (Vec::new(), Vec::new());
+        for _ in 0..SAMPLES {
+            let mut acks: Vec<f64> = (0..2).map(|i| carlo.acknowledgement(0, 0, i)).collect();
+            acks.push(carlo.acknowledgement(0, 2, 0));
+            let committed = kth(acks, 3);
+            commits.push(committed);
+            let ways = carlo.draw(&model.rtt[2][0]) / 2.0 + carlo.draw(&model.rtt[0][2]) / 2.0;
+            hand_offs.push(committed + ways + 2.0 * model.client_rtt_ms);
+        }
+        let percentile = |drawn: &mut Vec<f64>, percent: usize| {
+            drawn.sort_by(f64::total_cmp);
+            drawn[SAMPLES * percent / 100]
+        };
+        for (computed, expected) in [
+            (commit.quantile(0.5), percentile(&mut commits, 50)),
+            (commit.quantile(0.99), percentile(&mut commits, 99)),
+            (hand_off.p50, percentile(&mut hand_offs, 50)),
+            (hand_off.p99, percentile(&mut hand_offs, 99)),
+        ] {
+            assert!((computed - expected).abs() < 0.005 * expected, "computed {computed}, drawn {expected}");
+        }
     }
 
     #[test]

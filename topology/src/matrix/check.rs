@@ -2,6 +2,7 @@
 
 use super::{Matrix, RoundTrip};
 use crate::diagnostic::{Code, Diagnostic};
+use crate::latency::TIME_MAX_MS;
 
 /// Difference between the two directions, as a share of the longer, that is still taken for noise:
 /// the 99th percentile of public matrices is 8 to 14 %.
@@ -91,13 +92,10 @@ impl Matrix {
     }
 }
 
-/// Longest round trip taken, ms: a minute is longer than any connection waits.
-pub const ROUND_TRIP_MAX_MS: f64 = 60_000.0;
-
-/// Refuses a round trip that is not a positive number up to [`ROUND_TRIP_MAX_MS`], or whose tail lies below its median.
+/// Refuses a round trip that is not a positive number up to [`TIME_MAX_MS`], or whose tail lies below its median.
 pub(super) fn round_trip(from: &str, to: &str, given: &RoundTrip, place: &str) -> Result<(), Diagnostic> {
     let latencies = [Some(given.p50_ms), given.p99_ms];
-    if let Some(bad) = latencies.into_iter().flatten().find(|ms| !(*ms > 0.0 && *ms <= ROUND_TRIP_MAX_MS)) {
+    if let Some(bad) = latencies.into_iter().flatten().find(|ms| !(*ms > 0.0 && *ms <= TIME_MAX_MS)) {
         return Err(Diagnostic::new(
             Code::BadLatency,
             place,

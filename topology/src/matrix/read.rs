@@ -2,23 +2,15 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Matrix, ROUND_TRIP_MAX_MS, RoundTrip};
+use super::{Matrix, RoundTrip};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::latency::Measured;
+use crate::latency::{Measured, TIME_MAX_MS};
 
 /// Most rows of a table: the square of [`super::REGIONS_MAX`].
 const ROWS_MAX: usize = super::REGIONS_MAX * super::REGIONS_MAX;
-
-/// Longest histogram taken, in base64: a few times what three digits over a minute need.
-const HISTOGRAM_BYTES_MAX: usize = 256 * 1024;
-
-/// Histograms of a live mesh count microseconds.
-const HISTOGRAM_UNITS_PER_MS: f64 = 1000.0;
 
 /// Samples below which a measured p99 is mostly luck.
 const SAMPLES_MIN: u64 = 1000;
@@ -208,7 +200,7 @@ fn live_matrix(pairs: &[Value]) -> (Matrix, Vec<Diagnostic>) {
 impl LivePair {
     /// The histogram, or the distribution through the percentiles.
     fn measured(&self, place: &str, diagnostics: &mut Vec<Diagnostic>) -> Option<Arc<Measured>> {
-        let measured = match self.histogram.as_deref().map(decode_histogram) {
+        let measured = match self.histogram.as_deref().map(Measured::from_histogram) {
             Some(Ok(measured)) if self.agrees(&measured) => Some(measured),
             Some(Ok(_)) => {
                 diagnostics.push(
@@ -243,38 +235,17 @@ impl LivePair {
         ];
         let points: Option<Vec<(f64, f64)>> = steps
             .into_iter()
-            .map(|(p, ms)| ms.filter(|ms| *ms > 0.0).map(|ms| (p, ms.min(ROUND_TRIP_MAX_MS))))
+            .map(|(p, ms)| ms.filter(|ms| *ms > 0.0).map(|ms| (p, ms.min(TIME_MAX_MS))))
             .collect();
         Measured::new(points?)
     }
 }
 
-fn decode_histogram(text: &str) -> Result<Measured, String> {
-    if text.len() > HISTOGRAM_BYTES_MAX {
-        return Err(format!("the histogram is longer than {HISTOGRAM_BYTES_MAX} bytes"));
-    }
-    let bytes = BASE64.decode(text).map_err(|error| format!("the histogram is not base64: {error}"))?;
-    let histogram: hdrhistogram::Histogram<u64> = hdrhistogram::serialization::Deserializer::new()
-        .deserialize(&mut bytes.as_slice())
-        .map_err(|error| format!("the histogram is not a V2 one: {error:?}"))?;
-    let total = histogram.len() as f64;
-    let mut seen = 0u64;
-    let least_ms = histogram.min() as f64 / HISTOGRAM_UNITS_PER_MS;
-    let mut points = vec![(0.0, least_ms.min(ROUND_TRIP_MAX_MS))];
-    for step in histogram.iter_recorded() {
-        seen = seen.saturating_add(step.count_at_value());
-        let value_ms = step.value_iterated_to() as f64 / HISTOGRAM_UNITS_PER_MS;
-        points.push((seen as f64 / total, value_ms.min(ROUND_TRIP_MAX_MS)));
-    }
-    if seen == 0 {
-        return Err("the histogram is empty".to_owned());
-    }
-    Measured::new(points).ok_or_else(|| "the histogram's steps are not in order".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD as BASE64;
     use hdrhistogram::serialization::{Serializer, V2Serializer};
 
     fn codes(diagnostics: &[Diagnostic]) -> Vec<Code> {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::Objective;
 use super::search::Figures;
+use crate::availability::Failures;
 use crate::latency::{Model, Times};
 use crate::layout::{Design, Layout, Partial, Space};
 use crate::scenario::World;
@@ -16,6 +17,8 @@ pub(super) struct Bounds<'w> {
     ways: Vec<(f64, f64)>,
     /// Per leader and lost region: mean way of the remaining clients to the leader, ms.
     ways_after_loss: Vec<Vec<f64>>,
+    /// Failures that depend on sizes only, and are no more frequent than the world's.
+    least_failures: Failures,
     unavailability: HashMap<(Design, Vec<u8>), f64>,
     least_unavailability: HashMap<(Design, Vec<u8>, u8, u8), f64>,
     least_after_leader_loss: HashMap<(Design, usize, u8), f64>,
@@ -40,6 +43,7 @@ impl<'w> Bounds<'w> {
             nearest_first,
             ways,
             ways_after_loss,
+            least_failures: world.failures.floor(),
             unavailability: HashMap::new(),
             least_unavailability: HashMap::new(),
             least_after_leader_loss: HashMap::new(),
@@ -51,16 +55,22 @@ impl<'w> Bounds<'w> {
         &self.nearest_first
     }
 
-    /// Regions fail alike, so only the sizes matter.
+    /// Where regions fail alike, only the sizes matter.
     pub(super) fn unavailability(&mut self, layout: &Layout) -> f64 {
-        let failure = &self.world.failure;
+        let failures = &self.world.failures;
+        if !failures.are_alike() {
+            return failures.unavailability(layout);
+        }
         let sizes = sizes(&layout.voters);
-        *self.unavailability.entry((layout.design, sizes)).or_insert_with(|| failure.unavailability(layout))
+        *self.unavailability.entry((layout.design, sizes)).or_insert_with(|| failures.unavailability(layout))
     }
 
     /// Whether no completion meets the requirements.
     pub(super) fn infeasible(&self, partial: &Partial<'_>) -> bool {
         let world = self.world;
+        if !world.ceilings.are_infinite() && self.above_ceilings(partial) {
+            return true;
+        }
         if partial.design.votes_by_region() {
             return usize::from(partial.total) < 2 * world.survive_regions + 1
                 || (world.region_loss_plus_voters > 0 && !self.largest_groups_survive(partial));
@@ -72,6 +82,17 @@ impl<'w> Bounds<'w> {
         let lost = |regions: usize| sizes.iter().take(regions).map(|size| usize::from(*size)).sum::<usize>();
         let more = world.region_loss_plus_voters;
         lost(world.survive_regions) > spare || (more > 0 && lost(1) + more > spare)
+    }
+
+    /// Whether every completion's writes take longer than they may.
+    fn above_ceilings(&self, partial: &Partial<'_>) -> bool {
+        let (model, ceilings) = (&self.world.model, &self.world.ceilings);
+        let commit_ms = model.client_rtt_ms + least_commit_ms(model, partial, None);
+        let (mean_way_ms, longest_way_ms) = self.ways[partial.leader];
+        let write_ms = |region: usize| model.rtt_ms[region][partial.leader] + commit_ms;
+        mean_way_ms + commit_ms > ceilings.mean_write_ms
+            || longest_way_ms + commit_ms > ceilings.worst_write_ms
+            || ceilings.write_ms.iter().enumerate().any(|(region, most_ms)| write_ms(region) > *most_ms)
     }
 
     /// Whether a region and more voters could be lost if all groups left became as large as any may.
@@ -200,14 +221,16 @@ impl<'w> Bounds<'w> {
     /// The least unavailability over all ways to complete the sizes.
     fn least_for_sizes(&mut self, design: Design, sizes: Vec<u8>, left: u8, room: u8) -> f64 {
         let room = if design.votes_by_region() { room } else { left };
-        if left == 0 {
-            let regions = sizes.len();
-            let layout = Layout { design, leader: 0, voters: sizes, observers: vec![0; regions] };
-            return self.unavailability(&layout);
-        }
         let key = (design, sizes, left, room);
         if let Some(known) = self.least_unavailability.get(&key) {
             return *known;
+        }
+        if left == 0 {
+            let observers = vec![0; key.1.len()];
+            let layout = Layout { design, leader: 0, voters: key.1.clone(), observers };
+            let least = self.least_failures.unavailability(&layout);
+            self.least_unavailability.insert(key, least);
+            return least;
         }
         let most = self.world.space.voters_max_per_region.iter().max().copied().unwrap_or(0).min(room);
         let mut least = f64::INFINITY;

@@ -13,7 +13,8 @@ use crate::scenario::{Scenario, World};
 pub struct Infeasible {
     /// The requirements that fail, and why.
     pub reason: String,
-    /// Single changes that make a layout fit, the smallest first.
+    /// Changes that make a layout fit, the smallest first: of one key, or of two where no single one
+    /// does.
     pub relaxations: Vec<Relaxation>,
     /// Whether changes were looked for: in very large scenarios they are not.
     pub relaxations_searched: bool,
@@ -45,7 +46,7 @@ impl Infeasible {
                 least.key, least.from, least.to, least.layout, least.objective_ms
             )),
             None if self.relaxations_searched => {
-                finding.suggest("no single change helps: relax two requirements, or add regions")
+                finding.suggest("no change of one key helps, nor of two: add regions")
             }
             None => finding.suggest("too many layouts to search for the least change: name fewer regions"),
         }
@@ -54,6 +55,11 @@ impl Infeasible {
 
 /// Most steps tried on one key.
 const STEPS_MAX: usize = 4;
+
+/// Pairs of changes are many: fewer steps each, in smaller spaces, and only the first are told.
+const STEPS_MAX_OF_PAIRS: usize = 2;
+const LAYOUTS_MAX_OF_PAIRS: u64 = 20_000;
+const PAIRS_TOLD: usize = 5;
 
 /// Most layouts searched for one step: there are many steps.
 const LAYOUTS_MAX: u64 = 100_000_000;
@@ -67,17 +73,147 @@ struct Knob {
 
 pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) -> Infeasible {
     let relaxations_searched = world.space.count() <= LAYOUTS_MAX;
-    let knobs = if relaxations_searched { knobs(scenario) } else { Vec::new() };
-    let mut relaxations: Vec<Relaxation> =
-        knobs.into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
+    let mut relaxations = Vec::new();
+    if relaxations_searched {
+        relaxations = singles(scenario, objective);
+    }
+    if relaxations.is_empty() && world.space.count() <= LAYOUTS_MAX_OF_PAIRS {
+        relaxations = pairs(scenario, objective);
+        relaxations.truncate(PAIRS_TOLD);
+    }
+    Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
+}
+
+/// Every single change that makes a layout fit, the smallest first.
+fn singles(scenario: &Scenario, objective: Objective) -> Vec<Relaxation> {
+    let knobs = knobs(scenario).into_iter().filter_map(|knob| first_that_works(knob, objective));
+    let ceilings = ceilings(scenario);
+    let raised = ceilings.iter().filter_map(|ceiling| ceiling.raised(scenario, objective));
+    smallest_first(knobs.chain(raised).collect())
+}
+
+/// The same with two changes at once: every single change to what another one has left.
+fn pairs(scenario: &Scenario, objective: Objective) -> Vec<Relaxation> {
+    let mut pairs = Vec::new();
+    for knob in knobs(scenario) {
+        for (i, (to, changed)) in knob.steps.iter().enumerate().take(STEPS_MAX_OF_PAIRS) {
+            for other in singles(changed, objective).into_iter().filter(|other| other.key > knob.key) {
+                pairs.push(other.after(&knob.key, &knob.from, to, i + 1));
+            }
+        }
+    }
+    for ceiling in ceilings(scenario) {
+        // As far as the others, raised one by one, leave it necessary.
+        for other in singles(&ceiling.least, objective).into_iter().filter(|other| other.key != ceiling.key) {
+            let raised = ceilings(scenario).into_iter().find(|raised| raised.key == other.key);
+            let Some((raised, to)) = raised.zip(other.to.parse().ok()) else { continue };
+            let changed = changed(scenario, |s| (raised.set)(s, to));
+            let again = ceilings(&changed).into_iter().find(|again| again.key == ceiling.key);
+            if let Some(last) = again.and_then(|again| again.raised(&changed, objective)) {
+                pairs.push(last.after(&other.key, &other.from, &other.to, 1));
+            }
+        }
+    }
+    smallest_first(pairs)
+}
+
+fn smallest_first(mut relaxations: Vec<Relaxation>) -> Vec<Relaxation> {
     relaxations.sort_by(|a, b| {
         a.steps
             .cmp(&b.steps)
             .then_with(|| a.objective_ms.total_cmp(&b.objective_ms))
             .then_with(|| a.key.cmp(&b.key))
     });
-    Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
+    relaxations
 }
+
+impl Relaxation {
+    /// This change together with an earlier one.
+    fn after(self, key: &str, from: &str, to: &str, steps: usize) -> Relaxation {
+        Relaxation {
+            key: format!("{key} and {}", self.key),
+            from: format!("{from} and {}", self.from),
+            to: format!("{to} and {}", self.to),
+            steps: steps + self.steps,
+            ..self
+        }
+    }
+}
+
+type SetCeiling = Box<dyn Fn(&mut Scenario, f64)>;
+
+/// A figure that must not exceed a number.
+struct Ceiling {
+    key: String,
+    now: f64,
+    /// The scenario without the ceiling, in which the best layout under the objective has the least
+    /// of the figure.
+    least: Scenario,
+    objective: Objective,
+    /// Whether the figure is the cost, which no objective is.
+    is_cost: bool,
+    /// The scenario with another ceiling.
+    set: SetCeiling,
+}
+
+fn ceilings(scenario: &Scenario) -> Vec<Ceiling> {
+    type Field = fn(&mut Scenario) -> &mut Option<f64>;
+    let fields: [(&str, Objective, Field); 4] = [
+        ("max_mean_write_ms", Objective::Mean, |s| &mut s.require.max_mean_write_ms),
+        ("max_worst_write_ms", Objective::Worst, |s| &mut s.require.max_worst_write_ms),
+        ("max_after_loss_ms", Objective::AfterLoss, |s| &mut s.require.max_after_loss_ms),
+        ("max_cost", Objective::Mean, |s| &mut s.require.max_cost),
+    ];
+    let mut ceilings: Vec<Ceiling> = fields
+        .into_iter()
+        .filter_map(|(key, objective, field)| {
+            let mut least = scenario.clone();
+            let now = field(&mut least).take()?;
+            let set: SetCeiling = Box::new(move |s, to| *field(s) = Some(to));
+            let key_path = format!("require.{key}");
+            Some(Ceiling { key: key_path, now, least, objective, is_cost: key == "max_cost", set })
+        })
+        .collect();
+    for (name, now) in &scenario.require.max_write_ms {
+        let mut least = scenario.clone();
+        least.require.max_write_ms.remove(name);
+        least.client_write_share = [(name.clone(), 1.0)].into();
+        let region = name.clone();
+        let set: SetCeiling = Box::new(move |s, to| {
+            s.require.max_write_ms.insert(region.clone(), to);
+        });
+        let (key, objective) = (format!("require.max_write_ms.{name}"), Objective::Mean);
+        ceilings.push(Ceiling { key, now: *now, least, objective, is_cost: false, set });
+    }
+    ceilings
+}
+
+impl Ceiling {
+    /// The least ceiling that a layout stays below, if that alone makes one fit.
+    fn raised(&self, scenario: &Scenario, objective: Objective) -> Option<Relaxation> {
+        let (world, _) = self.least.world().ok()?;
+        let found = Search::new(&world, self.objective, CEILING_CANDIDATES, &mut |_| {}).run().standings;
+        let fitting = found.iter().filter(|standing| standing.feasible);
+        let least = fitting
+            .map(|standing| match self.is_cost {
+                true => world.prices.cost_per_month(&standing.layout, &world.traffic),
+                false => standing.figures.objective_ms,
+            })
+            .fold(f64::INFINITY, f64::min);
+        // Rounded up to what people write down.
+        let to = (least * 10.0).ceil() / 10.0;
+        let scenario = changed(scenario, |s| (self.set)(s, to));
+        let knob = Knob {
+            key: self.key.clone(),
+            from: self.now.to_string(),
+            steps: vec![(to.to_string(), scenario)],
+        };
+        least.is_finite().then(|| first_that_works(knob, objective))?
+    }
+}
+
+/// Layouts among which the cheapest is looked for, beside the Pareto front.
+const CEILING_CANDIDATES: usize = 100;
 
 fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
     knob.steps.into_iter().enumerate().find_map(|(i, (to, scenario))| {
@@ -85,7 +221,7 @@ fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
         if world.space.count() > LAYOUTS_MAX {
             return None;
         }
-        let found = Search::new(&world, objective, 1).run();
+        let found = Search::new(&world, objective, 1, &mut |_| {}).run().standings;
         let best = found.first().filter(|best| best.feasible)?;
         Some(Relaxation {
             key: knob.key.clone(),
@@ -119,7 +255,7 @@ fn knobs(scenario: &Scenario) -> Vec<Knob> {
 }
 
 fn requirement_knobs(scenario: &Scenario) -> Vec<Knob> {
-    let require = scenario.require;
+    let require = &scenario.require;
     let mut knobs = Vec::new();
     let mut down = |key: &str, from: usize, least: usize, set: &dyn Fn(&mut Scenario, usize)| {
         let steps =
@@ -141,22 +277,17 @@ fn requirement_knobs(scenario: &Scenario) -> Vec<Knob> {
 /// Names struck from a list, one list at a time; and every design instead of some.
 fn list_knobs(scenario: &Scenario) -> Vec<Knob> {
     let mut knobs = Vec::new();
-    for name in &scenario.witness {
-        let without = changed(scenario, |s| s.witness.retain(|witness| witness != name));
-        knobs.push(Knob {
-            key: "witness".to_owned(),
+    let mut struck = |key: &str, names: &[String], strike: &dyn Fn(&mut Scenario, &String)| {
+        knobs.extend(names.iter().map(|name| Knob {
+            key: key.to_owned(),
             from: name.clone(),
-            steps: vec![(format!("not {name}"), without)],
-        });
-    }
-    for name in &scenario.never_leader {
-        let without = changed(scenario, |s| s.never_leader.retain(|never| never != name));
-        knobs.push(Knob {
-            key: "never_leader".to_owned(),
-            from: name.clone(),
-            steps: vec![(format!("not {name}"), without)],
-        });
-    }
+            steps: vec![(format!("not {name}"), changed(scenario, |s| strike(s, name)))],
+        }));
+    };
+    struck("witness", &scenario.witness, &|s, name| s.witness.retain(|other| other != name));
+    struck("never_leader", &scenario.never_leader, &|s, name| s.never_leader.retain(|other| other != name));
+    struck("must_vote", &scenario.must_vote, &|s, name| s.must_vote.retain(|other| other != name));
+    struck("never_vote", &scenario.never_vote, &|s, name| s.never_vote.retain(|other| other != name));
     if Design::ALL.iter().any(|design| !scenario.designs.contains(design)) {
         let names: Vec<&str> = scenario.designs.iter().map(|design| design.name()).collect();
         let all = changed(scenario, |s| s.designs = Design::ALL.to_vec());
@@ -212,6 +343,21 @@ fn reason(scenario: &Scenario, world: &World) -> String {
     if leader_min > 1 {
         wanted.push(format!("hold {leader_min} voters in the leader's region"));
     }
+    let must: Vec<&str> = scenario.must_vote.iter().map(String::as_str).collect();
+    if !must.is_empty() {
+        wanted.push(format!("hold voters in {}", must.join(", ")));
+    }
+    let require = &scenario.require;
+    let ceilings = [
+        ("write on average", require.max_mean_write_ms, " ms"),
+        ("write in every region", require.max_worst_write_ms, " ms"),
+        ("write after the loss of any region", require.max_after_loss_ms, " ms"),
+        ("cost a month", require.max_cost, ""),
+    ];
+    let given = ceilings.into_iter().filter_map(|(what, most, unit)| Some((what, most?, unit)));
+    wanted.extend(given.map(|(what, most, unit)| format!("{what} within {most}{unit}")));
+    wanted
+        .extend(require.max_write_ms.iter().map(|(region, ms)| format!("write in {region} within {ms} ms")));
     let designs: Vec<&str> = scenario.designs.iter().map(|design| design.name()).collect();
     format!(
         "none of {} layouts ({}) of at most {voters_max} voters can {}",

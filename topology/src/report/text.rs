@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::diagnostic::{Diagnostic, Level};
 use crate::layout::{Design, Layout};
-use crate::plan::{Assessment, Infeasible, Objective, Plan};
+use crate::plan::{Assessment, Forecast, Homes, Infeasible, Latency, Objective, Plan, Situation};
 use crate::timing::Timing;
 
 /// Rows of the table beside those of the Pareto front.
@@ -14,6 +14,9 @@ const ROWS_MAX: usize = 20;
 
 /// Client regions that get a column each.
 const CLIENT_COLUMNS_MAX: usize = 6;
+
+/// Regions that get a row each.
+const REGION_ROWS_MAX: usize = 12;
 
 /// Findings printed of each level.
 const FINDINGS_MAX: usize = 12;
@@ -28,8 +31,22 @@ pub fn text(plan: &Plan) -> String {
         (None, Some(infeasible)) => refusal(&mut out, infeasible),
         (None, None) => {}
     }
+    if plan.change.is_some() {
+        line(&mut out, "");
+        out.push_str(&super::running(plan));
+    }
     line(&mut out, "");
     table(&mut out, plan);
+    if let Some(forecast) = &plan.forecast {
+        line(&mut out, "");
+        operations(&mut out, plan, forecast);
+        line(&mut out, "");
+        situations(&mut out, plan, forecast);
+    }
+    if plan.recommended.is_some() {
+        line(&mut out, "");
+        budget(&mut out, plan);
+    }
     if let Some(timing) = &plan.timing {
         line(&mut out, "");
         timing_table(&mut out, timing);
@@ -96,6 +113,15 @@ pub fn comparison(plan: &Plan, a: &Assessment, b: &Assessment) -> String {
     };
     rows.push(counts("regions survived", a.survives_regions, b.survives_regions));
     rows.push(counts("WAN copies per write", a.wan_copies_per_write, b.wan_copies_per_write));
+    rows.push(counts("any voters that may fail", a.quorum.resilience, b.quorum.resilience));
+    if let Some((x, y)) = a.cost_per_month.zip(b.cost_per_month) {
+        rows.push(vec![
+            "cost a month".to_owned(),
+            format!("{x:.2}"),
+            format!("{y:.2}"),
+            format!("{:+.2}", y - x),
+        ]);
+    }
     rows.push(counts("voters", a.layout.voter_count(), b.layout.voter_count()));
     rows.push(vec![
         "unavailable per year".to_owned(),
@@ -134,33 +160,57 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
         other => format!(" {:.1} ms by `{other}`,", best.objective_ms(other)),
     };
     let considered = plan.considered;
-    line(
-        out,
-        format_args!("  {:.1} ms on average;{least} the least of {considered} layouts.", best.mean_write_ms),
-    );
+    let rest = match plan.gap_ms {
+        gap_ms if gap_ms > 0.0 => format!("no other of {considered} layouts has {gap_ms:.1} ms less"),
+        _ => format!("the least of {considered} layouts"),
+    };
+    line(out, format_args!("  {:.1} ms on average;{least} {rest}.", best.mean_write_ms));
     local_commits(out, plan, best);
     after_loss(out, plan, best);
     line(
         out,
         format_args!(
-            "  Without a quorum for {} a year (servers failing independently: {}); {} copies of a write between regions.",
+            "  Without a quorum for {} a year (servers failing independently: {}).",
             per_year(best.unavailability),
-            per_year(best.independent_unavailability),
-            best.wan_copies_per_write
+            per_year(best.independent_unavailability)
         ),
     );
+    traffic(out, plan, best);
     if let Some(homes) = &plan.homes {
         line(
             out,
             format_args!(
-                "  Subtrees that one region writes are faster homed there: {:.1} ms on average instead of {:.1}.",
-                homes.mean_write_ms, best.mean_write_ms
+                "  One home per client region instead of one leader: {:.1} ms on average, {:.1} less{}.",
+                homes.mean_write_ms,
+                best.mean_write_ms - homes.mean_write_ms,
+                elsewhere(homes, &model.shares, names)
             ),
         );
     }
 }
 
-fn sentence(layout: &Layout, names: &[String]) -> String {
+/// The client regions whose subtrees are homed in another region.
+fn elsewhere(homes: &Homes, shares: &[f64], names: &[String]) -> String {
+    let away =
+        homes.home.iter().enumerate().filter(|(client, home)| shares[*client] > 0.0 && client != *home);
+    let away: Vec<String> =
+        away.map(|(client, home)| format!("{} in {}", names[client], names[*home])).collect();
+    if away.is_empty() { String::new() } else { format!(" ({})", away.join(", ")) }
+}
+
+fn traffic(out: &mut String, plan: &Plan, best: &Assessment) {
+    let traffic = &plan.world.traffic;
+    let cost = best.cost_per_month.map(|cost| format!("; {cost:.2} a month")).unwrap_or_default();
+    line(
+        out,
+        format_args!(
+            "  {} copies of a write between regions: {:.0} kB/s at {} writes/s of {} bytes{cost}.",
+            best.wan_copies_per_write, best.wan_kb_per_s, traffic.writes_per_s, traffic.write_bytes
+        ),
+    );
+}
+
+pub(super) fn sentence(layout: &Layout, names: &[String]) -> String {
     let design = match layout.design {
         Design::Flat => "one flat ensemble",
         Design::Hier => "one ensemble with a group per region",
@@ -231,7 +281,7 @@ fn regions(count: usize) -> String {
 fn refusal(out: &mut String, infeasible: &Infeasible) {
     line(out, format_args!("No layout fits: {}.", infeasible.reason));
     if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
-        line(out, "  No single change helps: relax two requirements, or add regions.");
+        line(out, "  No change of one key helps, nor of two: add regions.");
     }
     for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
         let lead = if i == 0 { "Least change" } else { "or" };
@@ -304,20 +354,97 @@ fn row(plan: &Plan, index: usize, assessment: &Assessment, clients: &[usize]) ->
     row
 }
 
+/// Every operation in every region.
+fn operations(out: &mut String, plan: &Plan, forecast: &Forecast) {
+    let names = &plan.world.model.regions;
+    let titles = ["", "read", "write", "sync + read", "lock", "hand-off at most"].map(str::to_owned);
+    let mut rows = vec![titles.to_vec()];
+    for (region, client) in forecast.now.clients.iter().enumerate().take(REGION_ROWS_MAX) {
+        let Some(client) = client else { continue };
+        let mut row = vec![names[region].clone()];
+        row.extend([client.read, client.write, client.sync_read, client.lock, client.hand_off].map(both));
+        rows.push(row);
+    }
+    let now = &forecast.now;
+    rows.push(
+        [
+            "mean".to_owned(),
+            "-".to_owned(),
+            both(now.mean_write),
+            both(now.mean_sync_read),
+            "-".to_owned(),
+            "-".to_owned(),
+        ]
+        .to_vec(),
+    );
+    line(out, "The recommended layout, ms: by the formula (p99); means by the clients' writes and reads:");
+    aligned(out, &rows);
+}
+
+/// Writes after each loss and each move of the leader.
+fn situations(out: &mut String, plan: &Plan, forecast: &Forecast) {
+    let names = &plan.world.model.regions;
+    let clients: Vec<usize> = plan.world.model.client_regions().take(CLIENT_COLUMNS_MAX + 1).collect();
+    let shown: &[usize] = if clients.len() > CLIENT_COLUMNS_MAX { &[] } else { &clients };
+    let mut header = vec!["its writes".to_owned(), "leader".to_owned()];
+    header.extend(shown.iter().map(|client| format!("in {}", names[*client])));
+    header.push("mean".to_owned());
+    let mut rows = vec![header];
+    let mut row = |what: String, situation: Option<&Situation>| {
+        let mut row = vec![what];
+        match situation {
+            Some(situation) => {
+                row.push(names[situation.leader].clone());
+                let write =
+                    |client: &usize| situation.clients[*client].map_or("-".to_owned(), |c| both(c.write));
+                row.extend(shown.iter().map(write));
+                row.push(both(situation.mean_write));
+            }
+            None => row.extend(std::iter::repeat_n("stops".to_owned(), shown.len() + 2)),
+        }
+        rows.push(row);
+    };
+    row("now".to_owned(), Some(&forecast.now));
+    let regions = (0..names.len()).take(REGION_ROWS_MAX);
+    let losses: Vec<usize> =
+        regions.clone().filter(|region| plan.best().is_some_and(|b| b.layout.servers(*region) > 0)).collect();
+    for lost in losses {
+        row(format!("{} lost", names[lost]), forecast.after_loss[lost].as_ref());
+    }
+    for leader in regions {
+        if let Some(situation) = &forecast.after_move[leader] {
+            row("leader moved".to_owned(), Some(situation));
+        }
+    }
+    aligned(out, &rows);
+}
+
+/// What the unavailability is made of.
+fn budget(out: &mut String, plan: &Plan) {
+    let parts: Vec<String> =
+        plan.budget.iter().map(|item| format!("{} {}", item.cause, per_year(item.unavailability))).collect();
+    line(out, format_args!("Without a quorum, per year, by what fails: {}.", parts.join(", ")));
+}
+
+fn both(latency: Latency) -> String {
+    format!("{:.1} ({:.1})", latency.typical, latency.p99)
+}
+
 fn timing_table(out: &mut String, timing: &Timing) {
     line(out, "Timing of the recommended layout:");
     let width = timing.settings.iter().map(|setting| setting.name.len()).max().unwrap_or(0);
     for setting in &timing.settings {
-        let value = format!("{:.0} {}", setting.value, setting.unit);
-        line(out, format_args!("  {:width$}  {value:>11}  {}", setting.name, setting.reason));
+        let digits = usize::from(setting.value.fract() != 0.0);
+        let value = format!("{:.digits$} {}", setting.value, setting.unit);
+        line(out, format_args!("  {:width$}  {value:>12}  {}", setting.name, setting.reason));
         if let Some(rule) = &setting.rule_of_thumb {
-            line(out, format_args!("  {:width$}  {:>11}  (rule of thumb: {rule})", "", ""));
+            line(out, format_args!("  {:width$}  {:>12}  (rule of thumb: {rule})", "", ""));
         }
     }
 }
 
 /// A share of time as a time per year, in the unit that suits it.
-fn per_year(share: f64) -> String {
+pub(super) fn per_year(share: f64) -> String {
     let seconds = share * SECONDS_PER_YEAR;
     match seconds {
         s if s < 0.5e-4 => "< 0.1 ms".to_owned(),
@@ -334,9 +461,10 @@ fn aligned(out: &mut String, rows: &[Vec<String>]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let is_figure = |column: usize| {
-        rows.iter()
-            .skip(1)
-            .all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || "+-<xs".contains(c)))
+        rows.iter().skip(1).all(|row| {
+            row[column].starts_with(|c: char| c.is_ascii_digit() || "+-<x".contains(c))
+                || row[column] == "stops"
+        })
     };
     let figures: Vec<bool> = (0..columns).map(|column| column > 0 && is_figure(column)).collect();
     for row in rows {

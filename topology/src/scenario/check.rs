@@ -1,9 +1,15 @@
 //! What is wrong or doubtful about a scenario.
 
+mod design;
+
+use std::collections::BTreeMap;
+
 use super::{Scenario, Time};
+use crate::availability::{CAUSES_MAX, Failures};
 use crate::diagnostic::{Code, Diagnostic, nearest};
+use crate::latency::TIME_MAX_MS;
 use crate::layout::{PLANNED_REGIONS_MAX, VOTERS_MAX};
-use crate::matrix::{ASSUMED_P99_OVER_P50, Matrix, ROUND_TRIP_MAX_MS};
+use crate::matrix::{ASSUMED_P99_OVER_P50, Matrix};
 
 /// Light in vacuum, km per ms; in fibre it is slower by the refractive index.
 const LIGHT_KM_PER_MS: f64 = 299.792_458;
@@ -27,6 +33,9 @@ impl Scenario {
         diagnostics.extend(self.check_times());
         diagnostics.extend(self.check_shares());
         diagnostics.extend(self.check_limits());
+        diagnostics.extend(self.check_failures());
+        diagnostics.extend(self.check_designs());
+        diagnostics.extend(self.check_current());
         diagnostics.extend(self.check_distances(matrix));
         diagnostics.extend(self.check_assumptions(matrix));
         diagnostics
@@ -51,6 +60,13 @@ impl Scenario {
             );
         }
         for (i, region) in self.regions.iter().enumerate() {
+            if !is_name(region) {
+                let message = format!("{region:?} is no name for a region");
+                diagnostics.push(
+                    Diagnostic::new(Code::BadValue, format!("regions[{i}]"), message)
+                        .suggest("take letters, digits, and - _ . : between them; up to 64"),
+                );
+            }
             if self.regions[..i].contains(region) {
                 diagnostics.push(Diagnostic::new(
                     Code::DuplicateRegion,
@@ -68,14 +84,37 @@ impl Scenario {
             ("witness", &self.witness),
             ("never_leader", &self.never_leader),
             ("preferred_leaders", &self.preferred_leaders),
+            ("must_vote", &self.must_vote),
+            ("never_vote", &self.never_vote),
         ];
         let mut named: Vec<(String, &String)> = lists
             .iter()
             .flat_map(|(key, names)| names.iter().map(|name| ((*key).to_owned(), name)))
             .collect();
-        named.extend(self.coordinates.keys().map(|name| ("coordinates".to_owned(), name)));
-        named.extend(self.client_write_share.keys().map(|name| ("client_write_share".to_owned(), name)));
-        named.extend(self.max_per_region.keys().map(|name| ("max_per_region".to_owned(), name)));
+        fn keys<'k, T>(
+            table: &str,
+            map: &'k BTreeMap<String, T>,
+        ) -> impl Iterator<Item = (String, &'k String)> {
+            map.keys().map(move |name| (table.to_owned(), name))
+        }
+        named.extend(keys("coordinates", &self.coordinates));
+        named.extend(keys("zones", &self.zones));
+        named.extend(keys("providers", &self.providers));
+        named.extend(keys("client_write_share", &self.client_write_share));
+        named.extend(keys("client_read_share", &self.client_read_share));
+        named.extend(keys("max_per_region", &self.max_per_region));
+        named.extend(keys("weights", &self.weights));
+        named.extend(keys("require.max_write_ms", &self.require.max_write_ms));
+        named.extend(keys("failure.regions", &self.failure.regions));
+        for (i, cause) in self.failure.common_causes.iter().enumerate() {
+            let place = format!("failure.common_causes[{i}].regions");
+            named.extend(cause.regions.iter().map(|name| (place.clone(), name)));
+        }
+        if let Some(current) = &self.current {
+            named.push(("current.leader".to_owned(), &current.leader));
+            named.extend(keys("current.voters", &current.voters));
+            named.extend(keys("current.observers", &current.observers));
+        }
         for (from, row) in &self.rtt {
             named.push(("rtt".to_owned(), from));
             named.extend(row.keys().map(|to| (format!("rtt.{from}"), to)));
@@ -97,90 +136,75 @@ impl Scenario {
 
     fn check_times(&self) -> Vec<Diagnostic> {
         let mut diagnostics = Vec::new();
-        let client = Time { p50: self.client_rtt, p99: None };
-        for (place, time) in [("client_rtt", client), ("fsync", self.fsync), ("zone_rtt", self.zone_rtt)] {
-            let bad = [Some(time.p50), time.p99]
-                .into_iter()
-                .flatten()
-                .find(|ms| !(0.0..=ROUND_TRIP_MAX_MS).contains(ms));
-            if let Some(bad) = bad {
-                diagnostics.push(Diagnostic::new(
-                    Code::BadLatency,
-                    place,
-                    format!("{bad} is not a time of 0 to 60000 ms"),
-                ));
-            } else if let Some(p99) = time.p99.filter(|p99| *p99 < time.p50) {
-                diagnostics.push(
-                    Diagnostic::new(
-                        Code::TailBelowMedian,
-                        place,
-                        format!("p99 {p99} ms lies below p50 {} ms", time.p50),
-                    )
-                    .suggest("swap the two, or leave the p99 out"),
-                );
+        let client = Time::new(self.client_rtt, None);
+        for (place, time) in [("client_rtt", &client), ("fsync", &self.fsync), ("zone_rtt", &self.zone_rtt)] {
+            diagnostics.extend(check_time(place, time));
+        }
+        for (from, row) in &self.rtt {
+            for (to, time) in row.iter().filter(|(_, time)| time.contradicts_itself()) {
+                diagnostics.push(contradiction(&format!("rtt.{from}.{to}"), time));
             }
         }
-        let shares = [
-            ("dist.rtt_shift", self.dist.rtt_shift),
-            ("dist.zone_shift", self.dist.zone_shift),
-            ("failure.node_unavail", self.failure.node_unavail),
-            ("failure.zone_unavail", self.failure.zone_unavail),
-            ("failure.region_unavail", self.failure.region_unavail),
-        ];
-        for (place, share) in shares {
-            if !(0.0..1.0).contains(&share) {
-                diagnostics.push(Diagnostic::new(
-                    Code::BadValue,
-                    place,
-                    format!("{share} is not in 0 to below 1"),
-                ));
-            }
-        }
+        let shares = [("dist.rtt_shift", self.dist.rtt_shift), ("dist.zone_shift", self.dist.zone_shift)];
+        diagnostics.extend(shares.into_iter().filter_map(|(place, share)| check_share(place, share)));
         diagnostics
     }
 
     fn check_shares(&self) -> Vec<Diagnostic> {
-        let bad = |share: &f64| !share.is_finite() || *share < 0.0;
-        let mut diagnostics: Vec<Diagnostic> = self
-            .client_write_share
-            .iter()
-            .filter(|(_, share)| bad(share))
-            .map(|(name, share)| {
-                Diagnostic::new(
-                    Code::BadValue,
-                    format!("client_write_share.{name}"),
-                    format!("{share} is not a share of the writes"),
-                )
-            })
-            .collect();
-        let sum: f64 = self.client_write_share.values().sum();
+        let tables = [
+            ("client_write_share", "writes", &self.client_write_share),
+            ("client_read_share", "reads", &self.client_read_share),
+        ];
+        let mut diagnostics: Vec<Diagnostic> =
+            tables.into_iter().flat_map(|(key, what, shares)| check_share_table(key, what, shares)).collect();
         if self.client_write_share.is_empty() {
+            let message =
+                format!("every region is assumed to write as much as any other, 1/{}", self.regions.len());
+            diagnostics.push(
+                Diagnostic::new(Code::Assumed, "client_write_share", message)
+                    .suggest("say where the writes come from: it decides who should lead"),
+            );
+        }
+        diagnostics
+    }
+
+    fn check_failures(&self) -> Vec<Diagnostic> {
+        let failure = &self.failure;
+        let mut shares = vec![
+            ("failure.node_unavail".to_owned(), failure.node_unavail),
+            ("failure.zone_unavail".to_owned(), failure.zone_unavail),
+            ("failure.region_unavail".to_owned(), failure.region_unavail),
+            ("failure.provider_unavail".to_owned(), failure.provider_unavail),
+        ];
+        for (name, own) in &failure.regions {
+            let own = [
+                ("node_unavail", own.node_unavail),
+                ("zone_unavail", own.zone_unavail),
+                ("region_unavail", own.region_unavail),
+            ];
+            let given = own.into_iter().filter_map(|(key, share)| Some((key, share?)));
+            shares.extend(given.map(|(key, share)| (format!("failure.regions.{name}.{key}"), share)));
+        }
+        let causes = failure.common_causes.iter().enumerate();
+        shares
+            .extend(causes.map(|(i, cause)| (format!("failure.common_causes[{i}].unavail"), cause.unavail)));
+        let mut diagnostics: Vec<Diagnostic> =
+            shares.iter().filter_map(|(place, share)| check_share(place, *share)).collect();
+        let zones = vec![1; self.regions.len()];
+        let causes = Failures::new(failure, &self.regions, &zones, &self.providers).cause_count();
+        if causes > CAUSES_MAX {
             diagnostics.push(
                 Diagnostic::new(
-                    Code::Assumed,
-                    "client_write_share",
-                    format!(
-                        "every region is assumed to write as much as any other, 1/{}",
-                        self.regions.len()
-                    ),
+                    Code::TooLarge,
+                    "failure.common_causes",
+                    format!("{causes} causes with those of the providers; {CAUSES_MAX} are the most"),
                 )
-                .suggest("say where the writes come from: it decides who should lead"),
+                .suggest("keep those that strike most often"),
             );
-        } else if diagnostics.is_empty() && sum <= 0.0 {
-            diagnostics.push(Diagnostic::new(
-                Code::BadValue,
-                "client_write_share",
-                "no region writes anything",
-            ));
-        } else if diagnostics.is_empty() && (sum - 1.0).abs() > SHARE_TOLERANCE {
-            diagnostics.push(
-                Diagnostic::new(
-                    Code::ShareSum,
-                    "client_write_share",
-                    format!("the shares add up to {sum:.4}, not 1"),
-                )
-                .suggest("they are scaled to one; correct them if a region is missing"),
-            );
+        }
+        for (name, zones) in self.zones.iter().filter(|(_, zones)| !(1..=26).contains(&zones.count())) {
+            let message = format!("{} zones; a region has 1 to 26", zones.count());
+            diagnostics.push(Diagnostic::new(Code::BadValue, format!("zones.{name}"), message));
         }
         diagnostics
     }
@@ -200,23 +224,8 @@ impl Scenario {
                     .suggest("leave the key out to compare flat, hier and two"),
             );
         }
-        for name in &self.preferred_leaders {
-            let why = if self.witness.contains(name) {
-                "a witness never leads"
-            } else if self.never_leader.contains(name) {
-                "it is in never_leader, too"
-            } else {
-                continue;
-            };
-            diagnostics.push(
-                Diagnostic::new(
-                    Code::Ignored,
-                    "preferred_leaders",
-                    format!("{name} can't be preferred: {why}"),
-                )
-                .suggest("name it in one of the lists only"),
-            );
-        }
+        diagnostics.extend(self.check_leaders());
+        diagnostics.extend(self.check_amounts());
         for name in
             self.witness.iter().filter(|name| self.client_write_share.get(*name).is_some_and(|s| *s > 0.0))
         {
@@ -225,11 +234,11 @@ impl Scenario {
                     Code::Assumed,
                     "witness",
                     format!(
-                        "{name} serves no clients, yet {:.0} % of the writes come from it",
+                        "{:.0} % of the writes come from {name}: its one server is taken to serve them, too",
                         100.0 * self.client_write_share[name]
                     ),
                 )
-                .suggest("its clients are taken to talk to the leader's region"),
+                .suggest("set its share to 0 if it only votes"),
             );
         }
         if self.require.survive_regions.is_none() {
@@ -242,6 +251,95 @@ impl Scenario {
                 .suggest("set it to say what you need: 0 allows one region only"),
             );
         }
+        diagnostics
+    }
+
+    /// Regions that the lists make both lead and not lead, vote and not vote.
+    fn check_leaders(&self) -> Vec<Diagnostic> {
+        let mut diagnostics = Vec::new();
+        for name in &self.preferred_leaders {
+            let (code, why) = if self.witness.contains(name) {
+                (Code::WitnessLeader, "a witness never leads")
+            } else if self.never_leader.contains(name) {
+                (Code::Ignored, "it is in never_leader, too")
+            } else if self.voters_max_in(name) == 0 {
+                (Code::Ignored, "it may hold no voter")
+            } else {
+                continue;
+            };
+            diagnostics.push(
+                Diagnostic::new(code, "preferred_leaders", format!("{name} can't be preferred: {why}"))
+                    .suggest("name it in one of the lists only"),
+            );
+        }
+        for name in self.must_vote.iter().filter(|name| self.voters_max_in(name) == 0) {
+            diagnostics.push(
+                Diagnostic::new(
+                    Code::BadValue,
+                    "must_vote",
+                    format!(
+                        "{name} must hold a voter, and must not: see never_vote, weights and max_per_region"
+                    ),
+                )
+                .suggest("take it out of one of them"),
+            );
+        }
+        diagnostics
+    }
+
+    /// Prices, traffic, ceilings and assumptions are numbers of their kind.
+    fn check_amounts(&self) -> Vec<Diagnostic> {
+        let (cost, traffic, require, timing) = (&self.cost, &self.traffic, &self.require, &self.timing);
+        let mut amounts = vec![
+            ("cost.voter".to_owned(), cost.voter),
+            ("cost.observer".to_owned(), cost.observer.unwrap_or(0.0)),
+            ("cost.wan_copy".to_owned(), cost.wan_copy),
+            ("cost.wan_gb".to_owned(), cost.wan_gb),
+            ("traffic.writes_per_s".to_owned(), traffic.writes_per_s),
+            ("traffic.write_bytes".to_owned(), traffic.write_bytes),
+            ("timing.stall_ms".to_owned(), timing.stall_ms),
+            ("timing.snapshot_mb".to_owned(), timing.snapshot_mb),
+            ("timing.backlog_mb".to_owned(), timing.backlog_mb),
+            ("timing.blips_per_day".to_owned(), timing.blips_per_day),
+            ("timing.silent_failures_per_year".to_owned(), timing.silent_failures_per_year),
+        ];
+        let ceilings = [
+            ("max_mean_write_ms", require.max_mean_write_ms),
+            ("max_worst_write_ms", require.max_worst_write_ms),
+            ("max_after_loss_ms", require.max_after_loss_ms),
+            ("max_cost", require.max_cost),
+        ];
+        let given = ceilings.into_iter().filter_map(|(key, most)| Some((format!("require.{key}"), most?)));
+        amounts.extend(given);
+        amounts.extend(require.max_write_ms.iter().map(|(r, ms)| (format!("require.max_write_ms.{r}"), *ms)));
+        amounts.extend(self.weights.iter().map(|(r, weight)| (format!("weights.{r}"), *weight)));
+        amounts.extend(self.session_timeout_ms.map(|ms| ("session_timeout_ms".to_owned(), ms)));
+        let bad = |amount: f64| !amount.is_finite() || amount < 0.0;
+        let mut diagnostics: Vec<Diagnostic> = amounts
+            .into_iter()
+            .filter(|(_, amount)| bad(*amount))
+            .map(|(place, amount)| {
+                Diagnostic::new(Code::BadValue, place, format!("{amount} is less than nothing"))
+            })
+            .collect();
+        let positive = [
+            ("timing.heartbeat_ms", timing.heartbeat_ms),
+            ("timing.false_elections_per_s", timing.false_elections_per_s),
+            ("timing.link_mb_per_s", timing.link_mb_per_s),
+            ("timing.window_mb", timing.window_mb),
+            ("timing.load_mb_per_s", timing.load_mb_per_s),
+            ("timing.blip_p50_ms", timing.blip_p50_ms),
+            ("timing.blip_p99_ms", timing.blip_p99_ms),
+        ];
+        for (place, amount) in positive.into_iter().filter(|(_, amount)| bad(*amount) || *amount == 0.0) {
+            diagnostics.push(Diagnostic::new(Code::BadValue, place, format!("{amount} is not above zero")));
+        }
+        let shares = [
+            ("timing.loss", timing.loss),
+            ("timing.loss_again", timing.loss_again),
+            ("timing.clock_drift", timing.clock_drift),
+        ];
+        diagnostics.extend(shares.into_iter().filter_map(|(place, share)| check_share(place, share)));
         diagnostics
     }
 
@@ -292,8 +390,9 @@ impl Scenario {
             )
             .suggest("give {p50, p99}, or plan from a live mesh")
         });
-        let flat_tails =
-            [("fsync", self.fsync), ("zone_rtt", self.zone_rtt)].into_iter().filter(|(_, t)| t.p99.is_none());
+        let flat_tails = [("fsync", &self.fsync), ("zone_rtt", &self.zone_rtt)]
+            .into_iter()
+            .filter(|(_, t)| t.p99.is_none());
         let flat_tails = flat_tails.map(|(place, time)| {
             Diagnostic::new(
                 Code::AssumedTail,
@@ -304,6 +403,74 @@ impl Scenario {
         });
         tail.into_iter().chain(flat_tails).collect()
     }
+}
+
+/// Names become host names, directories and keys.
+fn is_name(name: &str) -> bool {
+    let inner = |c: char| c.is_alphanumeric() || "-_.:".contains(c);
+    (1..=64).contains(&name.chars().count())
+        && name.starts_with(char::is_alphanumeric)
+        && name.chars().all(inner)
+}
+
+fn check_time(place: &str, time: &Time) -> Option<Diagnostic> {
+    let given = [Some(time.p50), time.p99];
+    if let Some(bad) = given.into_iter().flatten().find(|ms| !(0.0..=TIME_MAX_MS).contains(ms)) {
+        let message = format!("{bad} is not a time of 0 to 60000 ms");
+        return Some(Diagnostic::new(Code::BadLatency, place, message));
+    }
+    if let Some(p99) = time.p99.filter(|p99| *p99 < time.p50) {
+        let message = format!("p99 {p99} ms lies below p50 {} ms", time.p50);
+        return Some(
+            Diagnostic::new(Code::TailBelowMedian, place, message)
+                .suggest("swap the two, or leave the p99 out"),
+        );
+    }
+    time.contradicts_itself().then(|| contradiction(place, time))
+}
+
+impl Time {
+    /// Whether the median given is not the histogram's, by more than its resolution.
+    fn contradicts_itself(&self) -> bool {
+        let differs = |measured: f64| (measured - self.p50).abs() > 0.05 * self.p50 + 0.05;
+        self.measured.as_ref().is_some_and(|measured| differs(measured.quantile(0.5)))
+    }
+}
+
+fn contradiction(place: &str, time: &Time) -> Diagnostic {
+    let measured_ms = time.measured.as_ref().map_or(0.0, |measured| measured.quantile(0.5));
+    let message = format!("p50 is {} ms, the histogram's median {measured_ms:.1} ms", time.p50);
+    Diagnostic::new(Code::BadHistogram, place, message)
+        .suggest("leave p50 out: it follows from the histogram, which counts microseconds")
+}
+
+fn check_share(place: &str, share: f64) -> Option<Diagnostic> {
+    let inside = (0.0..1.0).contains(&share);
+    (!inside).then(|| Diagnostic::new(Code::BadValue, place, format!("{share} is not in 0 to below 1")))
+}
+
+fn check_share_table(key: &str, what: &str, shares: &BTreeMap<String, f64>) -> Vec<Diagnostic> {
+    let bad = |share: &f64| !share.is_finite() || *share < 0.0;
+    let wrong: Vec<Diagnostic> = shares
+        .iter()
+        .filter(|(_, share)| bad(share))
+        .map(|(name, share)| {
+            let message = format!("{share} is not a share of the {what}");
+            Diagnostic::new(Code::BadValue, format!("{key}.{name}"), message)
+        })
+        .collect();
+    let sum: f64 = shares.values().sum();
+    if !wrong.is_empty() || shares.is_empty() || (sum - 1.0).abs() <= SHARE_TOLERANCE {
+        return wrong;
+    }
+    if sum <= 0.0 {
+        let verb = if key == "client_write_share" { "writes" } else { "reads" };
+        return vec![Diagnostic::new(Code::BadValue, key, format!("no region {verb} anything"))];
+    }
+    vec![
+        Diagnostic::new(Code::ShareSum, key, format!("the shares add up to {sum:.4}, not 1"))
+            .suggest("they are scaled to one; correct them if a region is missing"),
+    ]
 }
 
 fn check_distance(a: &str, b: &str, km: f64, rtt_ms: f64) -> Option<Diagnostic> {

@@ -153,6 +153,8 @@ impl Layout {
                 number,
                 address: loopback(Ports::of(base, index, number).peer).to_string(),
                 role: role(number),
+                client: Some(loopback(Ports::of(base, index, number).client).to_string()),
+                election_port: None,
             })
             .collect();
         let mut servers = Vec::new();
@@ -173,7 +175,11 @@ impl Layout {
                     connections_per_address_max: 0,
                     ..ClientConfig::default()
                 },
-                admin: AdminConfig { listen: Some(loopback(ports.admin).to_string()) },
+                listen: None,
+                admin: AdminConfig {
+                    listen: Some(loopback(ports.admin).to_string()),
+                    ..AdminConfig::default()
+                },
                 servers: entries.clone(),
                 security: Some(SecurityConfig {
                     certificate: paths.certificate,
@@ -188,7 +194,9 @@ impl Layout {
                     timing: Default::default(),
                 }),
                 timing: Default::default(),
+                storage: Default::default(),
                 log: LogConfig::default(),
+                notices: Vec::new(),
             };
             let file = self.directory.join(format!("{server}.toml"));
             std::fs::write(&file, toml::to_string(&config)?)?;
