@@ -9,7 +9,9 @@
 pub mod client;
 pub mod command;
 pub mod compare;
+mod ensemble;
 pub mod expectation;
+pub mod failover;
 pub mod latency;
 pub mod load;
 pub mod mesh;

@@ -193,6 +193,11 @@ impl GlobalGroup {
         confirmed.map(drop).map_err(|e| io::Error::other(e.to_string()))
     }
 
+    /// Asks another region to lead.
+    pub(crate) async fn transfer(&self, to: RegionId) -> io::Result<()> {
+        self.raft.trigger().transfer_leader(u64::from(to)).await.map_err(|e| io::Error::other(e.to_string()))
+    }
+
     /// Answers the engine's requests of one connection.
     pub(crate) fn responder(&self) -> Arc<Responder<Machine>> {
         Responder::new(self.raft.clone())
@@ -288,7 +293,7 @@ impl Link for GlobalLink {
         Box::pin(async move {
             let link = self.link.as_ref().ok_or(io::ErrorKind::NotFound)?;
             let last = snapshot.meta.last_log_id.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
-            let transfer = link.send_pieces(Orderer::Global, snapshot.snapshot.pieces()?).await?;
+            let transfer = link.send_pieces(Orderer::Global, 0, snapshot.snapshot.pieces()?).await?;
             let members = (&snapshot.meta.last_membership).into();
             link.install_global(&InstallGlobal { vote, last: last.into(), members, transfer }).await
         })

@@ -44,6 +44,10 @@ pub const EXPIRED_SESSIONS_PER_COMMAND: usize = 1_000;
 /// Znodes that go by themselves deleted by one command.
 pub const REAPED_ZNODES_PER_COMMAND: usize = 1_000;
 
+/// TLS handshakes of clients under way. Beyond it new ones are closed at once: strangers can hold no more memory
+/// and time than this.
+pub const CLIENT_HANDSHAKES_MAX: usize = 1_024;
+
 /// Client connections per server, all addresses together. Beyond it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 65_536;
 

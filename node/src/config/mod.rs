@@ -4,6 +4,7 @@
 //! `MERIDIAN_CLIENT__LISTEN=0.0.0.0:2181`. Unknown keys are refused. `deploy/region.toml` is a commented
 //! example. A file whose name does not end in `.toml` is read as ZooKeeper's `zoo.cfg`.
 
+mod security;
 mod zoo_cfg;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use thiserror::Error;
 
 use crate::region::{Storage, Timing};
 use crate::server::Reaping;
+pub use security::{AuthenticationConfig, TlsConfig};
+
 pub use crate::txn::ensemble::Role;
 use crate::txn::ensemble::{Member, Members};
 
@@ -82,8 +85,12 @@ fn default_tick_ms() -> u64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
-    /// The address to listen on.
+    /// The address to listen on; an empty one if only TLS is spoken.
     pub listen: String,
+    /// How clients prove who they are.
+    pub authentication: AuthenticationConfig,
+    /// TLS for clients.
+    pub tls: Option<TlsConfig>,
     /// Bounds of session timeouts; 2 and 20 ticks unless given.
     pub session_timeout_min_ms: Option<u32>,
     /// See `session_timeout_min_ms`.
@@ -140,6 +147,8 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             listen: "0.0.0.0:2181".into(),
+            authentication: AuthenticationConfig::default(),
+            tls: None,
             session_timeout_min_ms: None,
             session_timeout_max_ms: None,
             connections_max: limits::CONNECTIONS_MAX,

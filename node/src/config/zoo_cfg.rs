@@ -71,6 +71,7 @@ const KEYS: &[(&str, Treatment)] = {
     const ENGINE: &str = "batches, queues and threads of this server need no setting";
     const TLS_QUORUM: &str =
         "servers talk TLS when meridian.security.certificate, .key and .authority are set";
+    const TLS_VERSIONS: &str = "clients are served over TLS 1.2 and 1.3 with the suites that are safe today";
     &[
         ("clientPort", Apart),
         ("clientPortAddress", Apart),
@@ -179,6 +180,51 @@ const KEYS: &[(&str, Treatment)] = {
         ("sslQuorumReloadCertFiles", Silent),
         ("quorum.auth.enableSasl", Only("false", TLS_QUORUM)),
         ("secureClientPort", Apart),
+        ("secureClientPortAddress", Apart),
+        ("client.portUnification", Is("client.tls.port_unification", Boolean)),
+        ("client.certReload", Silent),
+        ("ssl.keyStore.location", Apart),
+        ("ssl.keyStore.type", Apart),
+        ("ssl.keyStore.password", Silent),
+        ("ssl.keyStore.passwordPath", Silent),
+        ("ssl.trustStore.location", Apart),
+        ("ssl.trustStore.type", Apart),
+        ("ssl.trustStore.password", Silent),
+        ("ssl.trustStore.passwordPath", Silent),
+        ("ssl.clientAuth", Apart),
+        ("ssl.protocol", NoEffect(TLS_VERSIONS)),
+        ("ssl.enabledProtocols", NoEffect(TLS_VERSIONS)),
+        ("ssl.ciphersuites", NoEffect(TLS_VERSIONS)),
+        ("ssl.context.supplier.class", NoEffect("Java classes are not loaded")),
+        ("ssl.hostnameVerification", Silent),
+        (
+            "ssl.clientHostnameVerification",
+            Only("false", "clients are known by their certificates, not their hosts"),
+        ),
+        ("ssl.allowReverseDnsLookup", Silent),
+        ("ssl.crl", Only("false", "revocation lists are not read: issue short-lived certificates")),
+        ("ssl.ocsp", Only("false", "revocation is not asked about: issue short-lived certificates")),
+        ("ssl.handshakeDetectionTimeoutMillis", Is("client.tls.handshake_timeout_ms", Number)),
+        ("ssl.sslProvider", Silent),
+        ("ssl.authProvider", Only("x509", "clients' certificates are identities of the scheme x509")),
+        ("outstandingHandshake.limit", NoEffect("handshakes under way are always bounded")),
+        ("netty.server.earlyDropSecureConnectionHandshakes", Silent),
+        ("DigestAuthenticationProvider.superDigest", Is("client.authentication.super_digest", Text)),
+        ("DigestAuthenticationProvider.enabled", Is("client.authentication.digest", Boolean)),
+        (
+            "DigestAuthenticationProvider.digestAlg",
+            Only("SHA1", "digests are made with SHA1: remove the key"),
+        ),
+        ("IPAuthenticationProvider.usexforwardedfor", Silent),
+        ("X509AuthenticationProvider.superUser", Is("client.authentication.x509_super", Text)),
+        ("superUser", Is("client.authentication.sasl_super", Text)),
+        ("ensembleAuthName", Is("client.authentication.ensemble_names", Words)),
+        ("skipACL", Is("client.authentication.skip_acl", Boolean)),
+        ("java.security.auth.login.config", Is("client.authentication.sasl_users_file", Text)),
+        ("sessionRequireClientSASLAuth", Apart),
+        ("allowSaslFailedClients", Only("false", "clients that fail to prove themselves are disconnected")),
+        ("enforce.auth.enabled", Apart),
+        ("enforce.auth.schemes", Apart),
     ]
 };
 
@@ -248,6 +294,8 @@ impl Translation {
             self.key(&key, &value)?;
         }
         self.servers()?;
+        self.tls()?;
+        self.required_schemes();
         self.admin()?;
         self.metrics()
     }
@@ -258,7 +306,8 @@ impl Translation {
             self.set(own, parsed);
             return Ok(());
         }
-        if key.strip_prefix("server.").is_some() {
+        // The providers of authentication are all built in.
+        if key.starts_with("server.") || key == "authProvider" || key.starts_with("authProvider.") {
             return Ok(());
         }
         if key.starts_with("group.") || key.starts_with("weight.") {
@@ -332,9 +381,8 @@ impl Translation {
         let client = self.client_address(me.client.as_deref())?;
         let all_addresses = self.is("quorumListenOnAllIPs");
         let listen = me.address.rsplit_once(':').map(|(_, port)| format!("0.0.0.0:{port}"));
-        if let Some(client) = client {
-            self.set("client.listen", json!(client));
-        }
+        // An empty one is none: TLS alone.
+        self.set("client.listen", json!(client.unwrap_or_default()));
         if let Some(listen) = listen.filter(|_| all_addresses) {
             self.set("listen", json!(listen));
         }
@@ -395,6 +443,74 @@ impl Translation {
         }
     }
 
+    /// The stores of keys and of trusted certificates, which must be PEM.
+    fn tls(&mut self) -> Result<(), ConfigError> {
+        let wanted = self.lines.contains_key("secureClientPort") || self.is("client.portUnification");
+        if !wanted {
+            // What is set has no effect in ZooKeeper either.
+            if let Some(client) = self.values.get_mut("client").and_then(|client| client.as_object_mut()) {
+                client.remove("tls");
+            }
+            return Ok(());
+        }
+        let Some(keys) = self.pem("ssl.keyStore")? else {
+            return invalid(
+                "ssl.keyStore.location",
+                "is missing: clients over TLS need a certificate to trust",
+            );
+        };
+        self.set("client.tls.certificate", json!(keys));
+        self.set("client.tls.key", json!(keys));
+        let authorities = self.pem("ssl.trustStore")?;
+        let asked = self.get("ssl.clientAuth").unwrap_or("need").to_ascii_lowercase();
+        if authorities.is_none() && asked != "none" {
+            let reason = "is missing: clients show certificates unless ssl.clientAuth=none";
+            return invalid("ssl.trustStore.location", reason);
+        }
+        self.set("client.tls.authorities", json!(authorities));
+        self.set("client.tls.client_certificates", json!(asked));
+        if let Some(port) = self.get("secureClientPort") {
+            let host = self.get("secureClientPortAddress").or_else(|| self.get("clientPortAddress"));
+            let listen = format!("{}:{port}", host.unwrap_or("0.0.0.0"));
+            self.set("client.tls.listen", json!(listen));
+        }
+        Ok(())
+    }
+
+    /// The file of a store.
+    fn pem(&self, store: &str) -> Result<Option<String>, ConfigError> {
+        let key = format!("{store}.location");
+        let Some(file) = self.get(&key) else { return Ok(None) };
+        let declared = self.get(&format!("{store}.type")).map(str::to_ascii_lowercase);
+        let is_pem = match declared {
+            Some(declared) => declared == "pem",
+            None => file.to_ascii_lowercase().ends_with(".pem"),
+        };
+        if !is_pem {
+            let reason = format!(
+                "{file} is not PEM: convert it with `keytool -importkeystore -srckeystore {file} -destkeystore x.p12 \
+                 -deststoretype PKCS12` and `openssl pkcs12 -in x.p12 -nodes -out x.pem`, and name the new file"
+            );
+            return invalid(&key, reason);
+        }
+        Ok(Some(file.to_string()))
+    }
+
+    /// What a client must have proved.
+    fn required_schemes(&mut self) {
+        let mut schemes: Vec<String> = Vec::new();
+        if self.is("enforce.auth.enabled") {
+            let listed = self.get("enforce.auth.schemes").unwrap_or("sasl");
+            schemes.extend(listed.split(',').map(|scheme| scheme.trim().to_string()));
+        }
+        if self.is("sessionRequireClientSASLAuth") {
+            schemes.push("sasl".into());
+        }
+        if !schemes.is_empty() {
+            self.set("client.authentication.required_schemes", json!(schemes));
+        }
+    }
+
     fn admin(&mut self) -> Result<(), ConfigError> {
         let off = self.get("admin.enableServer").is_some_and(|value| value.eq_ignore_ascii_case("false"));
         let port = self.get("admin.serverPort").unwrap_or("8080");
@@ -452,6 +568,7 @@ fn unknown(key: &str) -> String {
 mod tests {
     use super::super::{Overrides, ServerConfig};
     use super::*;
+    use crate::server::ClientCertificates;
 
     /// Loads a `zoo.cfg` whose `DIR` is a directory with a `myid`.
     fn load(text: &str, my_id: &str) -> Result<ServerConfig, ConfigError> {
@@ -524,6 +641,37 @@ mod tests {
         }
         let error = load(THREE, "seven").unwrap_err().to_string();
         assert!(error.contains("myid") && error.contains("seven"), "{error}");
+    }
+
+    #[test]
+    fn tls_and_authentication_are_translated() {
+        let secure = "secureClientPort=2281\nssl.keyStore.location=/k.pem\nssl.trustStore.location=/t\n\
+            ssl.trustStore.type=PEM\nclient.portUnification=true\nauthProvider.1=x\nskipACL=yes\n\
+            DigestAuthenticationProvider.superDigest=super:x\nenforce.auth.enabled=true\n\
+            enforce.auth.schemes=sasl, x509\nzookeeper.ensembleAuthName=a,b\n";
+        let config = load(&format!("{THREE}{secure}"), "1").unwrap();
+        let tls = config.client.tls.unwrap();
+        assert_eq!(tls.listen.as_deref(), Some("0.0.0.0:2281"));
+        assert!(tls.port_unification && tls.key.ends_with("k.pem"));
+        assert_eq!(tls.client_certificates, Some(ClientCertificates::Need));
+        let authentication = config.client.authentication;
+        assert_eq!(authentication.super_digest.as_deref(), Some("super:x"));
+        assert!(authentication.skip_acl);
+        assert_eq!(authentication.required_schemes, ["sasl".to_string(), "x509".to_string()].into());
+        assert_eq!(authentication.ensemble_names.len(), 2);
+        assert_eq!(config.notices, [""; 0]);
+        let alone = "dataDir=DIR\nsecureClientPort=2281\nssl.clientAuth=none\nssl.keyStore.location=/k.pem\n";
+        assert_eq!(load(alone, "").unwrap().client.listen, "", "TLS alone");
+        for (from, to, advice) in [
+            ("/k.pem", "/k.jks", "keytool"),
+            ("ssl.clientAuth=none", "x=y", "ssl.clientAuth=none"),
+            ("ssl.keyStore.location", "y", "need a certificate"),
+        ] {
+            let error = load(&alone.replace(from, to), "").unwrap_err().to_string();
+            assert!(error.contains(advice), "{error}");
+        }
+        let unused = load(&format!("{THREE}ssl.handshakeDetectionTimeoutMillis=5\n"), "1").unwrap();
+        assert_eq!(unused.client.tls, None);
     }
 
     #[test]

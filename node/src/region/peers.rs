@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use super::machine::{Machine, StoredMeta};
 use super::members::{Directory, Membership};
 use super::proposer::Proposer;
+use super::succession::Succession;
 use super::{RegionConfig, Sink};
 use crate::snapshot::{SnapshotId, SnapshotReceiver, SnapshotStore};
 
@@ -220,6 +221,7 @@ pub(super) async fn serve_peers(
     raft: openraft::Raft<TypeConfig, Machine>,
     proposer: Proposer,
     membership: Membership,
+    succession: Succession,
     sink: Arc<dyn Sink>,
 ) {
     // They end with this task: nobody must go on talking to a part of the region that has stopped.
@@ -245,9 +247,15 @@ pub(super) async fn serve_peers(
             peer: Arc::default(),
             receiving: Arc::default(),
         };
+        let succession = succession.clone();
         connections.spawn(async move {
+            let peer = connection.peer.clone();
             if let Err(error) = serve_peer(connection, stream).await {
                 tracing::debug!(%error, %address, "a peer's connection ended");
+            }
+            let greeted = peer.lock().greeted;
+            if let Some(server) = greeted {
+                succession.connection_ended(server).await;
             }
         });
     }

@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::future::BoxFuture;
 use meridian_seam::net::{BoxStream, Listener};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
 
+use super::commands::{self, Refusal};
 use super::connection::Service;
 use super::{import, members, words};
 
@@ -21,14 +24,29 @@ use super::{import, members, words};
 #[derive(Clone, Default)]
 pub struct Routes {
     answers: Arc<RwLock<BTreeMap<String, Answer>>>,
+    actions: Arc<RwLock<BTreeMap<String, Action>>>,
 }
 
 type Answer = Arc<dyn Fn() -> Value + Send + Sync>;
+type Action = Arc<dyn Fn(Value) -> BoxFuture<'static, Result<Value, String>> + Send + Sync>;
 
 impl Routes {
     /// Answers requests for a path, from now on. `answer` must not block.
     pub fn add(&self, path: &str, answer: impl Fn() -> Value + Send + Sync + 'static) {
         self.answers.write().insert(path.to_string(), Arc::new(answer));
+    }
+
+    /// Carries out what is posted to a path, from now on; an error is told to whoever asked.
+    pub fn add_action(
+        &self,
+        path: &str,
+        action: impl Fn(Value) -> BoxFuture<'static, Result<Value, String>> + Send + Sync + 'static,
+    ) {
+        self.actions.write().insert(path.to_string(), Arc::new(action));
+    }
+
+    fn action(&self, path: &str) -> Option<Action> {
+        self.actions.read().get(path).cloned()
     }
 
     fn get(&self, path: &str) -> Option<Answer> {
@@ -40,6 +58,7 @@ impl Routes {
 struct Admin {
     service: Arc<Service>,
     routes: Routes,
+    for_changes: bool,
 }
 
 /// Serves HTTP until the task is dropped; whether something can be changed there is the caller's choice.
@@ -53,9 +72,10 @@ pub(super) async fn serve(
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/digest", get(digest))
+        .route("/commands", get(index))
         .route("/commands/{command}", get(command))
         .fallback(other)
-        .with_state(Admin { service: service.clone(), routes });
+        .with_state(Admin { service: service.clone(), routes, for_changes });
     if for_changes {
         router = router.merge(members::routes(service.clone())).merge(import::routes(service));
     }
@@ -114,117 +134,61 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn digest(State(admin): State<Admin>) -> Response {
-    json_response(StatusCode::OK, &digests(&admin.service))
+    json_response(StatusCode::OK, &commands::digests(&admin.service))
 }
 
-/// The state of every shared subtree: equal in every region at the same position.
-fn digests(service: &Service) -> Value {
-    let view = service.hub.view();
-    let state = &view.state;
-    let subtrees = state.mesh.subtrees().map(|(id, subtree)| {
-        let order = state.mesh.orderer_of(id).and_then(|orderer| state.federation.orders.get(&orderer));
-        json!({
-            "path": subtree.path,
-            "zxid": format!("{:#x}", order.map_or(0, |o| o.zxid())),
-            "position": order.map_or(0, |o| o.position),
-            "digest": format!("{:032x}", state.tree.digest(id)),
-        })
-    });
-    Value::Array(subtrees.collect())
+/// A list of links, as ZooKeeper's.
+async fn index() -> Response {
+    let links = commands::names().map(|name| format!("<a href=\"/commands/{name}\">{name}</a>\n<br/>\n"));
+    ([(header::CONTENT_TYPE, "text/html")], links.collect::<String>()).into_response()
 }
 
-async fn command(State(admin): State<Admin>, Path(command): Path<String>) -> Response {
-    let service = &admin.service;
-    let answer = match command.as_str() {
-        "ruok" => json!({}),
-        "srvr" | "server_stats" => server_stats(service),
-        "stat" | "stats" => {
-            let mut stats = server_stats(service);
-            stats["connections"] = connections(service);
-            stats
+async fn command(
+    State(admin): State<Admin>,
+    Path(command): Path<String>,
+    Query(arguments): Query<BTreeMap<String, String>>,
+) -> Response {
+    let (status, answer) = match commands::answer(&admin.service, &command, &arguments, admin.for_changes) {
+        Ok(answer) => (StatusCode::OK, answer),
+        Err(Refusal::Unknown) => {
+            let error = format!("Unknown command: {command}");
+            (StatusCode::NOT_FOUND, json!({ "command": command, "error": error }))
         }
-        "monitor" | "mntr" => monitor(service),
-        "leader" => leader(service),
-        "conf" | "configuration" => words::configuration(service)
-            .into_iter()
-            .map(|(name, value)| (name, Value::from(value)))
-            .collect(),
-        "cons" | "connections" => json!({ "connections": connections(service) }),
-        "digest" => json!({ "subtrees": digests(service) }),
-        _ => {
-            let error = format!("there is no command {command}");
-            return json_response(StatusCode::NOT_FOUND, &json!({"command": command, "error": error}));
+        Err(Refusal::ForChanges) => {
+            let error = "this address does not take commands that change something";
+            (StatusCode::FORBIDDEN, json!({ "command": command, "error": error }))
+        }
+        Err(Refusal::Argument(error)) => {
+            (StatusCode::BAD_REQUEST, json!({ "command": command, "error": error }))
         }
     };
-    let mut answer = answer;
-    answer["command"] = command.into();
-    answer["error"] = Value::Null;
-    json_response(StatusCode::OK, &answer)
+    json_response(status, &answer)
 }
 
-async fn other(State(admin): State<Admin>, uri: Uri) -> Response {
+async fn other(
+    State(admin): State<Admin>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if method == Method::POST
+        && admin.for_changes
+        && let Some(action) = admin.routes.action(uri.path())
+    {
+        let asked = match members::read(&headers, &body) {
+            Ok(asked) => asked,
+            Err(response) => return *response,
+        };
+        return match action(asked).await {
+            Ok(answer) => json_response(StatusCode::OK, &answer),
+            Err(error) => json_response(StatusCode::CONFLICT, &json!({ "error": error })),
+        };
+    }
     match admin.routes.get(uri.path()) {
         Some(answer) => json_response(StatusCode::OK, &answer()),
         None => {
             json_response(StatusCode::NOT_FOUND, &json!({"error": format!("there is no {}", uri.path())}))
         }
     }
-}
-
-fn server_stats(service: &Service) -> Value {
-    let (received, sent) = service.hub.metrics.packets();
-    let latency = service.hub.metrics.latency();
-    let view = service.hub.view();
-    json!({
-        "version": words::VERSION,
-        "read_only": false,
-        "server_stats": {
-            "packets_sent": sent,
-            "packets_received": received,
-            "num_alive_client_connections": service.hub.metrics.connections(),
-            "outstanding_requests": service.hub.metrics.outstanding(),
-            "server_state": words::mode(service),
-            "min_latency": latency.min_ms,
-            "avg_latency": latency.avg_ms,
-            "max_latency": latency.max_ms,
-            "last_processed_zxid": view.state.zxid,
-        },
-        "node_count": view.state.tree.len(),
-    })
-}
-
-fn monitor(service: &Service) -> Value {
-    let mut answer: Value =
-        words::gauges(service).into_iter().map(|(name, value)| (name, Value::from(value))).collect();
-    answer["version"] = words::VERSION.into();
-    answer["server_state"] = words::mode(service).into();
-    answer
-}
-
-fn leader(service: &Service) -> Value {
-    let leadership = *service.region.leadership().borrow();
-    let members = service.hub.view().state.ensemble.members.clone();
-    let leader = leadership.leader.and_then(|leader| members.get(&u8::try_from(leader).ok()?));
-    let address = leader.map(|member| member.address.as_str());
-    json!({
-        "is_leader": leadership.is_me,
-        "leader_id": leadership.leader,
-        "leader_ip": address.and_then(|a| a.rsplit_once(':')).map(|(host, _)| host),
-        "term": leadership.term,
-    })
-}
-
-fn connections(service: &Service) -> Value {
-    let one = |client: &super::Client| {
-        let (received, sent) = client.packets();
-        json!({
-            "remote_socket_address": client.peer.to_string(),
-            "session_id": format!("{:#x}", client.session()),
-            "session_timeout": u64::try_from(client.timeout().as_millis()).unwrap_or(u64::MAX),
-            "packets_received": received,
-            "packets_sent": sent,
-            "outstanding_requests": client.outstanding(),
-        })
-    };
-    service.hub.clients().iter().map(|client| one(client)).collect()
 }

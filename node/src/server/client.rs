@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_seam::limits;
+use meridian_wire::OpCode;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::metrics::{Latency, Tally};
 use crate::txn::Answer;
 
 /// A client's connection as other tasks see it.
@@ -25,8 +27,11 @@ pub struct Client {
     timeout_ms: AtomicU32,
     /// When bytes came last, ms of the monotonic clock.
     heard_ms: AtomicU64,
-    received: AtomicU64,
-    sent: AtomicU64,
+    /// Whether it speaks TLS.
+    pub is_secure: bool,
+    /// When it connected, ms since the Unix epoch.
+    pub established_unix_ms: i64,
+    statistics: Mutex<Statistics>,
     pub(super) outstanding: AtomicUsize,
     queue: Mutex<Queue>,
     /// Events in the queue: looked at without the lock before every reply.
@@ -34,6 +39,69 @@ pub struct Client {
     wake: Notify,
     closed: AtomicBool,
     closing: Notify,
+}
+
+/// When and how a client has connected.
+pub(super) struct Established {
+    /// In the monotonic clock's time.
+    pub(super) at: Duration,
+    pub(super) unix_ms: i64,
+    pub(super) is_secure: bool,
+}
+
+/// What a connection has done, for operators.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Statistics {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    latency_us_total: u64,
+    latency_us_max: u64,
+    latency_us_min: Option<u64>,
+    pub(super) last: Last,
+}
+
+/// The last request of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Last {
+    /// A [`meridian_wire::OpCode`].
+    pub(super) operation: i32,
+    pub(super) xid: i32,
+    pub(super) zxid: i64,
+    /// When it was answered, ms of the monotonic clock.
+    pub(super) at_ms: u64,
+    pub(super) latency_ms: u64,
+}
+
+impl Last {
+    /// Four letters, as ZooKeeper writes them.
+    pub(super) fn operation_name(&self) -> &'static str {
+        match OpCode::try_from(self.operation) {
+            Ok(OpCode::Create | OpCode::Create2 | OpCode::CreateContainer | OpCode::CreateTtl) => "CREA",
+            Ok(OpCode::Delete) => "DELE",
+            Ok(OpCode::Exists) => "EXIS",
+            Ok(OpCode::GetData) => "GETD",
+            Ok(OpCode::SetData) => "SETD",
+            Ok(OpCode::GetAcl) => "GETA",
+            Ok(OpCode::SetAcl) => "SETA",
+            Ok(OpCode::GetChildren | OpCode::GetChildren2) => "GETC",
+            Ok(OpCode::Sync) => "SYNC",
+            Ok(OpCode::Ping) => "PING",
+            Ok(OpCode::Multi | OpCode::MultiRead) => "MULT",
+            Ok(OpCode::Reconfig) => "RECO",
+            Ok(OpCode::CheckWatches) => "CHKW",
+            Ok(OpCode::RemoveWatches) => "REMW",
+            Ok(OpCode::AddWatch) => "ADDW",
+            Ok(OpCode::SetWatches | OpCode::SetWatches2) => "SETW",
+            Ok(OpCode::Auth) => "AUTH",
+            Ok(OpCode::Sasl) => "SASL",
+            Ok(OpCode::CloseSession) => "CLOS",
+            Ok(OpCode::GetEphemerals) => "GETE",
+            Ok(OpCode::GetAllChildrenNumber) => "GETACN",
+            Ok(OpCode::WhoAmI) => "WHOA",
+            // Nothing but the opening of the session yet.
+            _ => "SESS",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -46,15 +114,18 @@ struct Queue {
 }
 
 impl Client {
-    pub(super) fn new(number: u64, peer: SocketAddr, handshake: Duration, now: Duration) -> Self {
+    /// `handshake` is the time that the client has for opening a session.
+    pub(super) fn new(number: u64, peer: SocketAddr, handshake: Duration, established: Established) -> Self {
+        let Established { at: now, unix_ms, is_secure } = established;
         Self {
+            is_secure,
+            established_unix_ms: unix_ms,
             number,
             peer,
             session: AtomicI64::new(0),
             timeout_ms: AtomicU32::new(u32::try_from(handshake.as_millis()).unwrap_or(u32::MAX)),
             heard_ms: AtomicU64::new(millis(now)),
-            received: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
+            statistics: Mutex::default(),
             outstanding: AtomicUsize::new(0),
             queue: Mutex::default(),
             events: AtomicUsize::new(0),
@@ -81,17 +152,39 @@ impl Client {
 
     /// Requests taken and answers given.
     pub fn packets(&self) -> (u64, u64) {
-        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+        let statistics = self.statistics.lock();
+        (statistics.received, statistics.sent)
     }
 
-    pub(super) fn count_packets(&self, received: u64, sent: u64) {
-        self.received.fetch_add(received, Ordering::Relaxed);
-        self.sent.fetch_add(sent, Ordering::Relaxed);
+    pub(super) fn statistics(&self) -> Statistics {
+        *self.statistics.lock()
     }
 
-    pub(super) fn reset_packets(&self) {
-        self.received.store(0, Ordering::Relaxed);
-        self.sent.store(0, Ordering::Relaxed);
+    /// Latencies of this connection's requests.
+    pub(super) fn latency(&self) -> Latency {
+        let Statistics { sent, latency_us_total, latency_us_max, latency_us_min, .. } = self.statistics();
+        Latency {
+            min_ms: latency_us_min.unwrap_or(0) / 1_000,
+            avg_ms: if sent == 0 { 0.0 } else { latency_us_total as f64 / sent as f64 / 1_000.0 },
+            max_ms: latency_us_max / 1_000,
+        }
+    }
+
+    pub(super) fn count(&self, tally: &Tally, last: Option<Last>) {
+        let mut statistics = self.statistics.lock();
+        statistics.received += tally.received;
+        statistics.sent += tally.sent;
+        statistics.latency_us_total = statistics.latency_us_total.saturating_add(tally.latency_us_total);
+        statistics.latency_us_max = statistics.latency_us_max.max(tally.latency_us_max);
+        let least = [statistics.latency_us_min, tally.latency_us_min];
+        statistics.latency_us_min = least.into_iter().flatten().min();
+        if let Some(last) = last {
+            statistics.last = last;
+        }
+    }
+
+    pub(super) fn reset_statistics(&self) {
+        *self.statistics.lock() = Statistics::default();
     }
 
     /// Writes that are not yet answered.

@@ -8,10 +8,9 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use meridian_bridge::mesh::Orderer;
 use meridian_seam::entropy::Entropy;
@@ -22,13 +21,14 @@ use meridian_wire::{
     ReplyHeader, Request, RequestHeader, Response, WatcherType, WireError, begin_frame, cut_frame,
     finish_frame,
 };
-use sha1::{Digest, Sha1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 
-use super::client::Client;
+use super::authentication::{SaslStep, Verdict};
+use super::client::{Client, Established, Last, millis};
 use super::hub::{Hub, Waiting, event_frame, session_id};
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
+use super::sasl::Exchange;
 use super::{ServerOptions, words};
 use crate::region::{Region, View};
 use crate::session::Watch;
@@ -42,12 +42,32 @@ pub(super) struct Service {
     pub(super) options: ServerOptions,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) listening: SocketAddr,
+    pub(super) listening_secure: Option<SocketAddr>,
     pub(super) sessions_opened: AtomicU64,
+    /// What operators set and ask for; nothing is traced by it.
+    pub(super) trace_mask: AtomicI64,
+}
+
+impl Service {
+    /// Whether reads are all that can be had here.
+    pub(super) fn is_read_only(&self) -> bool {
+        false
+    }
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(service: Arc<Service>, client: Arc<Client>, stream: BoxStream) {
-    let identities = Identities(vec![("ip".into(), client.peer.ip().to_string())]);
+pub(super) async fn serve(
+    service: Arc<Service>,
+    client: Arc<Client>,
+    stream: BoxStream,
+    certificate_subject: Option<&str>,
+) {
+    let authentication = &service.options.authentication;
+    let mut identities = Identities(vec![("ip".into(), client.peer.ip().to_string())]);
+    if let Some(subject) = certificate_subject {
+        authentication.add_certificate(subject, &mut identities);
+    }
+    let encoded_identities = authentication.encode(&identities).into();
     let mut connection = Connection {
         service,
         stage: Stage::Hello,
@@ -56,16 +76,21 @@ pub(super) async fn serve(service: Arc<Service>, client: Arc<Client>, stream: Bo
         held: None,
         outstanding: VecDeque::new(),
         orderer: None,
-        encoded_identities: identities.encode().into(),
+        encoded_identities,
         identities,
+        exchange: None,
         client,
         tally: Tally::default(),
+        last: None,
         room: IDLE_BYTES,
         allocated: 0,
         now: Duration::ZERO,
     };
     let end = connection.run(stream).await;
     tracing::debug!(peer = %connection.client.peer, reason = %end, "connection closed");
+    if matches!(end, End::Malformed(WireError::FrameLength { .. })) {
+        connection.service.hub.metrics.frames_refused.fetch_add(1, Ordering::Relaxed);
+    }
     let outstanding = connection.outstanding.len() as u64;
     connection.service.hub.metrics.outstanding.fetch_sub(outstanding, Ordering::Relaxed);
 }
@@ -85,8 +110,12 @@ struct Connection {
     orderer: Option<Orderer>,
     identities: Identities,
     encoded_identities: Bytes,
+    /// A SASL exchange that waits for the client's response.
+    exchange: Option<Exchange>,
     /// What is not yet counted in the server's metrics.
     tally: Tally,
+    /// The last request of this wake-up.
+    last: Option<Last>,
     /// Room for the next read: little while the client is idle, more while much comes.
     room: usize,
     /// Memory that the input may hold.
@@ -167,7 +196,8 @@ impl Connection {
                 () = client.closing() => return End::Server,
                 read = reader.read_buf(&mut self.input), if wants_input => match read {
                     Ok(0) => return End::Client,
-                    Ok(_) => {
+                    Ok(read) => {
+                        self.tally.bytes_received += read as u64;
                         let filled = self.input.len() == self.input.capacity();
                         self.room = if filled { limits::CONNECTION_READ_AHEAD_BYTES } else { IDLE_BYTES };
                         self.now = self.service.hub.now();
@@ -214,10 +244,12 @@ impl Connection {
 
     async fn flush(&mut self, writer: &mut WriteHalf<BoxStream>) -> Result<(), End> {
         let hub = &self.service.hub;
-        let tally = std::mem::take(&mut self.tally);
-        if tally.received + tally.sent > 0 {
+        self.tally.bytes_sent += self.output.len() as u64;
+        if self.tally.received + self.tally.sent > 0 {
+            let tally = std::mem::take(&mut self.tally);
             hub.metrics.add(&tally);
-            self.client.count_packets(tally.received, tally.sent);
+            let at_ms = millis(self.now);
+            self.client.count(&tally, self.last.take().map(|last| Last { at_ms, ..last }));
         }
         let settled = hub.settled();
         self.client.take_events(settled, |frame| self.output.extend_from_slice(&frame));
@@ -270,7 +302,12 @@ impl Connection {
             && words::is_word(word)
         {
             let word = *word;
-            let text = words::answer(&self.service, word);
+            // The new mask follows the word.
+            let mask = self.input.get(4..12).and_then(|mask| mask.try_into().ok()).map(i64::from_be_bytes);
+            if &word == b"stmk" && mask.is_none() {
+                return Ok(false);
+            }
+            let text = words::answer(&self.service, word, mask);
             self.output.extend_from_slice(text.as_bytes());
             self.stage = Stage::Last;
             return Ok(true);
@@ -423,6 +460,11 @@ impl Connection {
         let Ok(op) = OpCode::try_from(header.op) else {
             return Ok(self.alone(|this| this.unimplemented(header)));
         };
+        let proves = matches!(op, OpCode::Auth | OpCode::Sasl);
+        if !proves && !self.service.options.authentication.suffices(&self.identities) {
+            let required = ErrorCode::SessionClosedRequireSaslAuth;
+            return Ok(self.alone(|this| this.refuse(header.xid, required, "none of those required")));
+        }
         let step = if is_write(op) {
             self.write(header, op, body).await?
         } else if op == OpCode::Ping && !self.outstanding.is_empty() {
@@ -438,6 +480,8 @@ impl Connection {
         };
         if step == Step::Done {
             self.tally.received += 1;
+            let zxid = self.service.hub.settled();
+            self.last = Some(Last { operation: header.op, xid: header.xid, zxid, ..Last::default() });
         }
         Ok(step)
     }
@@ -495,6 +539,10 @@ impl Connection {
                 let Request::Auth(packet) = Request::decode(op, body)? else { return Ok(()) };
                 self.authenticate(header.xid, &packet);
             }
+            OpCode::Sasl => {
+                let Request::Sasl { token } = Request::decode(op, body)? else { return Ok(()) };
+                self.sasl(header.xid, token)?;
+            }
             OpCode::SetWatches | OpCode::SetWatches2 => {
                 if let Request::SetWatches(watches) | Request::SetWatches2(watches) =
                     Request::decode(op, body)?
@@ -517,8 +565,8 @@ impl Connection {
     }
 
     fn read(&mut self, xid: i32, request: &Request<'_>) {
-        let Self { service, client, output, encoded_identities, .. } = self;
-        let reader = Reader { session: client.session(), identities: encoded_identities };
+        let Self { service, client, output, encoded_identities, identities, .. } = self;
+        let reader = Reader { session: client.session(), identities: encoded_identities, known: identities };
         let watched = match request {
             Request::Exists { path, watch: true }
             | Request::GetData { path, watch: true }
@@ -558,7 +606,7 @@ impl Connection {
                 Ok(AddWatchMode::Persistent) => Watch::Persistent,
                 Ok(AddWatchMode::PersistentRecursive) => Watch::Recursive,
                 Err(_) => {
-                    self.reply_error(xid, ErrorCode::BadArguments);
+                    self.reply_error(xid, ErrorCode::MarshallingError);
                     return Ok(());
                 }
             };
@@ -576,7 +624,7 @@ impl Connection {
             Ok(WatcherType::Persistent) => &[Watch::Persistent],
             Ok(WatcherType::PersistentRecursive) => &[Watch::Recursive],
             Err(_) => {
-                self.reply_error(xid, ErrorCode::BadArguments);
+                self.reply_error(xid, ErrorCode::MarshallingError);
                 return Ok(());
             }
         };
@@ -587,30 +635,49 @@ impl Connection {
     }
 
     fn authenticate(&mut self, xid: i32, packet: &AuthPacket<'_>) {
-        let proved = match packet.scheme {
-            "digest" => digest_identity(packet.auth).map(|id| Some(("digest".to_string(), id))),
-            // Everybody has proved where they come from.
-            "ip" => Some(None),
-            _ => None,
-        };
-        let Identities(known) = &mut self.identities;
-        let accepted = match proved {
-            Some(Some(identity)) if known.contains(&identity) => true,
-            Some(Some(identity)) if known.len() < limits::CONNECTION_IDENTITIES_MAX => {
-                known.push(identity);
-                true
+        let service = self.service.clone();
+        match service.options.authentication.judge(packet, &mut self.identities) {
+            Verdict::Accepted => {
+                self.encoded_identities = service.options.authentication.encode(&self.identities).into();
+                reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
             }
-            Some(None) => true,
-            _ => false,
-        };
-        if accepted {
-            self.encoded_identities = self.identities.encode().into();
-            reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
-        } else {
-            tracing::debug!(peer = %self.client.peer, scheme = packet.scheme, "authentication refused");
-            reply_error(xid, 0, ErrorCode::AuthFailed, &mut self.output);
-            self.stage = Stage::Last;
+            Verdict::Refused => self.refuse(xid, ErrorCode::AuthFailed, packet.scheme),
+            Verdict::Misdirected => {
+                tracing::warn!(peer = %self.client.peer, "closed: the client looks for another ensemble");
+                self.stage = Stage::Last;
+            }
         }
+    }
+
+    fn sasl(&mut self, xid: i32, token: &[u8]) -> Result<(), End> {
+        let service = self.service.clone();
+        let authentication = &service.options.authentication;
+        let random = || {
+            let mut random = [0; 24];
+            service.entropy.fill(&mut random);
+            random
+        };
+        match authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) {
+            SaslStep::Token(token) => {
+                self.encoded_identities = authentication.encode(&self.identities).into();
+                self.reply(xid, 0, &Response::Token(token.as_deref()))
+            }
+            SaslStep::Refused => {
+                let is_required = authentication.requires_sasl();
+                let error =
+                    if is_required { ErrorCode::SessionClosedRequireSaslAuth } else { ErrorCode::AuthFailed };
+                self.refuse(xid, error, "sasl");
+                Ok(())
+            }
+        }
+    }
+
+    /// The last that a client hears that has not proved what it must.
+    fn refuse(&mut self, xid: i32, error: ErrorCode, scheme: &str) {
+        tracing::info!(peer = %self.client.peer, scheme, "closed: authentication refused");
+        self.service.hub.metrics.authentication_failed();
+        reply_error(xid, 0, error, &mut self.output);
+        self.stage = Stage::Last;
     }
 
     fn unimplemented(&mut self, header: RequestHeader) {
@@ -686,28 +753,16 @@ fn reply_outcome(xid: i32, zxid: i64, outcome: &Outcome, out: &mut BytesMut) -> 
     response.encode_frame(header, out)
 }
 
-/// The identity that `user:password` proves: `user:base64(sha1(user:password))`.
-fn digest_identity(credentials: &[u8]) -> Option<String> {
-    let user = std::str::from_utf8(credentials).ok()?.split_once(':').map(|(user, _)| user)?;
-    let digest = base64::engine::general_purpose::STANDARD.encode(Sha1::digest(credentials));
-    Some(format!("{user}:{digest}"))
-}
-
 /// A fresh client for an accepted connection.
-pub(super) fn accept(hub: &Hub, number: u64, peer: SocketAddr, handshake: Duration) -> Arc<Client> {
-    let client = Arc::new(Client::new(number, peer, handshake, hub.now()));
+pub(super) fn accept(
+    hub: &Hub,
+    number: u64,
+    peer: SocketAddr,
+    is_secure: bool,
+    handshake: Duration,
+) -> Arc<Client> {
+    let established = Established { at: hub.now(), unix_ms: hub.unix_ms(), is_secure };
+    let client = Arc::new(Client::new(number, peer, handshake, established));
     hub.connect(&client);
     client
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn digests_are_those_of_zookeeper() {
-        // From ZooKeeper's documentation of DigestAuthenticationProvider.
-        assert_eq!(digest_identity(b"super:test").unwrap(), "super:D/InIHSb7yEEbrWz8b9l71RjZJU=");
-        assert_eq!(digest_identity(b"nobody"), None);
-    }
 }

@@ -11,6 +11,12 @@ pub struct Metrics {
     pub(super) outstanding: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connections_rejected: AtomicU64,
+    authentications_failed: AtomicU64,
+    pub(super) admissions: AtomicU64,
+    bytes_received: AtomicU64,
+    bytes_sent: AtomicU64,
+    pub(super) frames_refused: AtomicU64,
+    pub(super) handshakes_failed: AtomicU64,
     requests: AtomicU64,
     latency_us_total: AtomicU64,
     latency_us_max: AtomicU64,
@@ -32,11 +38,13 @@ pub struct Latency {
 /// What one connection counts between two writes: the shared counters are touched once for all of it.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    pub(super) bytes_received: u64,
+    pub(super) bytes_sent: u64,
     pub(super) received: u64,
     pub(super) sent: u64,
-    latency_us_total: u64,
-    latency_us_max: u64,
-    latency_us_min: Option<u64>,
+    pub(super) latency_us_total: u64,
+    pub(super) latency_us_max: u64,
+    pub(super) latency_us_min: Option<u64>,
 }
 
 impl Tally {
@@ -53,6 +61,8 @@ impl Tally {
 impl Metrics {
     pub(super) fn add(&self, tally: &Tally) {
         self.packets_received.fetch_add(tally.received, Ordering::Relaxed);
+        self.bytes_received.fetch_add(tally.bytes_received, Ordering::Relaxed);
+        self.bytes_sent.fetch_add(tally.bytes_sent, Ordering::Relaxed);
         let Some(min_us) = tally.latency_us_min else { return };
         self.packets_sent.fetch_add(tally.sent, Ordering::Relaxed);
         self.requests.fetch_add(tally.sent, Ordering::Relaxed);
@@ -93,6 +103,40 @@ impl Metrics {
     /// Connections refused because of limits.
     pub fn connections_rejected(&self) -> u64 {
         self.connections_rejected.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn authentication_failed(&self) {
+        self.authentications_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections let in.
+    pub fn admissions(&self) -> u64 {
+        self.admissions.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of requests.
+    pub fn bytes_received(&self) -> u64 {
+        self.bytes_received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of replies and events.
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
+    }
+
+    /// Frames whose length is above the limit, each of which has ended its connection.
+    pub fn frames_refused(&self) -> u64 {
+        self.frames_refused.load(Ordering::Relaxed)
+    }
+
+    /// TLS handshakes that did not succeed.
+    pub fn handshakes_failed(&self) -> u64 {
+        self.handshakes_failed.load(Ordering::Relaxed)
+    }
+
+    /// Clients that did not prove what they had to.
+    pub fn authentications_failed(&self) -> u64 {
+        self.authentications_failed.load(Ordering::Relaxed)
     }
 
     /// Starts counting anew (`srst`).

@@ -4,50 +4,58 @@
 //! region's log and the clients, the listener for clients and, if wanted, the one for operators.
 
 mod admin;
+mod authentication;
 mod client;
+mod commands;
 mod connection;
 mod hub;
 mod import;
 mod lease;
+mod listener;
 mod liveness;
 mod members;
 mod metrics;
 mod read;
 mod reaper;
+mod sasl;
+mod tls;
 mod words;
 
 pub use admin::Routes;
+pub use authentication::Authentication;
 pub use client::Client;
 pub use hub::Hub;
 pub use import::IMPORT_TYPE;
 pub use lease::LeaseGate;
 pub use metrics::{Latency, Metrics};
 pub use reaper::Reaping;
+pub use tls::{ClientCertificates, TlsOptions};
 pub use words::READ_ONLY_WORDS;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
-use meridian_seam::net::{self, BoxStream, Listener};
+use meridian_seam::net::{self, Listener};
 use meridian_seam::{Environment, limits};
-use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::region::{Region, RegionConfig};
 use crate::txn::Policy;
 use connection::Service;
+use listener::{Door, Port, accept_clients};
+use tls::Tls;
 
 /// What a region server is started with.
 #[derive(Clone)]
 pub struct ServerOptions {
     /// The part of the region's group.
     pub region: RegionConfig,
-    /// The address for clients, `host:port`.
-    pub client_listen: String,
+    /// The address for clients, `host:port`; none if only TLS is spoken.
+    pub client_listen: Option<String>,
     /// The address for operators' HTTP, `host:port`, if wanted. Not to be open to the world.
     pub admin_listen: Option<String>,
     /// Whether to go on without the admin address if it is taken.
@@ -74,6 +82,10 @@ pub struct ServerOptions {
     pub reaping: Reaping,
     /// What clients may ask for; the leader's counts.
     pub policy: Policy,
+    /// How clients prove who they are.
+    pub authentication: Authentication,
+    /// TLS for clients.
+    pub tls: Option<TlsOptions>,
 }
 
 /// A running region server.
@@ -82,6 +94,7 @@ pub struct Server {
     routes: Routes,
     client_address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
     tasks: JoinSet<()>,
 }
 
@@ -90,7 +103,7 @@ impl ServerOptions {
     pub fn new(region: RegionConfig, client_listen: impl Into<String>) -> Self {
         Self {
             region,
-            client_listen: client_listen.into(),
+            client_listen: Some(client_listen.into()),
             admin_listen: None,
             admin_optional: false,
             metrics_listen: None,
@@ -104,6 +117,8 @@ impl ServerOptions {
             reconfig_enabled: false,
             reaping: Reaping::default(),
             policy: Policy::default(),
+            authentication: Authentication::default(),
+            tls: None,
         }
     }
 
@@ -143,6 +158,7 @@ impl Server {
     /// If an option can't be, the disk holds nothing usable, or an address can't be bound.
     pub async fn start(environment: Environment, options: ServerOptions) -> io::Result<Self> {
         options.validate()?;
+        let tls = options.tls.clone().map(Tls::load).transpose()?;
         let server =
             u8::try_from(options.region.server).map_err(|_| io::Error::other("server numbers end at 255"))?;
         let hub = Arc::new(Hub::new(
@@ -151,8 +167,13 @@ impl Server {
             environment.clock.clone(),
             options.report_interval(),
         ));
-        let listener = listen(&environment, "client.listen", &options.client_listen).await?;
-        let client_address = listener.local_addr()?;
+        let ports = open_ports(&environment, &options).await?;
+        let [(_, client_address, _), ..] = ports[..] else {
+            let reason = "there is no address for clients: set client.listen or client.tls.listen";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        };
+        let secure_address =
+            ports.iter().find(|(port, ..)| *port == Port::Secure).map(|(_, address, _)| *address);
         let region =
             Region::start(environment.clone(), options.region.clone(), hub.published(), hub.clone()).await?;
         hub.follow(region.leadership());
@@ -162,7 +183,9 @@ impl Server {
             options,
             entropy: environment.entropy.clone(),
             listening: client_address,
+            listening_secure: secure_address,
             sessions_opened: AtomicU64::new(0),
+            trace_mask: AtomicI64::new(words::TRACE_MASK),
         });
         let routes = Routes::default();
         let mut tasks = JoinSet::new();
@@ -181,23 +204,32 @@ impl Server {
             },
             None => None,
         };
+        let mut metrics_address = None;
         if let Some(address) = &service.options.metrics_listen {
             let listener = listen(&environment, "admin.metrics_listen", address).await?;
+            metrics_address = Some(listener.local_addr()?);
             tasks.spawn(admin::serve(service.clone(), routes.clone(), listener, false));
         }
         tasks.spawn(liveness::sweep(service.clone()));
         tasks.spawn(liveness::report(service.clone()));
         tasks.spawn(liveness::watch_lease(service.clone()));
         tasks.spawn(reaper::reap(service.clone()));
-        tasks.spawn(accept_clients(service.clone(), listener));
+        if let Some(tls) = tls.clone() {
+            tasks.spawn(tls.reload());
+        }
+        let door = Door::new(tls);
+        for (port, _, listener) in ports {
+            tasks.spawn(accept_clients(service.clone(), door.clone(), listener, port));
+        }
         tracing::info!(
             region = %service.options.region.region_name,
             server,
             %client_address,
+            secure_address = secure_address.map(tracing::field::display),
             admin_address = admin_address.map(tracing::field::display),
             "listening for clients"
         );
-        Ok(Self { service, routes, client_address, admin_address, tasks })
+        Ok(Self { service, routes, client_address, admin_address, metrics_address, tasks })
     }
 
     /// This server's part of the region.
@@ -220,14 +252,24 @@ impl Server {
         &self.routes
     }
 
-    /// The address that clients connect to.
+    /// The address that clients connect to: that of TLS if it is the only one.
     pub fn client_address(&self) -> SocketAddr {
         self.client_address
+    }
+
+    /// The address that speaks TLS alone.
+    pub fn secure_address(&self) -> Option<SocketAddr> {
+        self.service.listening_secure
     }
 
     /// The address of the operators' HTTP.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// The address where operators can look but change nothing.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Stops accepting, closes the clients' connections and stops taking part in the region. What was
@@ -239,95 +281,27 @@ impl Server {
     }
 }
 
+/// The ports for clients that the options ask for, the plain one first.
+async fn open_ports(
+    environment: &Environment,
+    options: &ServerOptions,
+) -> io::Result<Vec<(Port, SocketAddr, Box<dyn Listener>)>> {
+    let secure = options.tls.as_ref().and_then(|tls| tls.listen.as_ref());
+    let mut ports = Vec::new();
+    for (port, key, address) in [
+        (Port::Plain, "client.listen", options.client_listen.as_ref()),
+        (Port::Secure, "client.tls.listen", secure),
+    ] {
+        if let Some(address) = address {
+            let listener = listen(environment, key, address).await?;
+            ports.push((port, listener.local_addr()?, listener));
+        }
+    }
+    Ok(ports)
+}
+
 /// Listens on the address that a key of the configuration gives.
 async fn listen(environment: &Environment, key: &str, address: &str) -> io::Result<Box<dyn Listener>> {
     let listening = net::listen(&*environment.net, address).await;
     listening.map_err(|error| io::Error::new(error.kind(), format!("{key}: {error}")))
-}
-
-/// Connections open per address.
-type PerAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
-
-async fn accept_clients(service: Arc<Service>, listener: Box<dyn Listener>) {
-    let per_address = PerAddress::default();
-    let mut warned = Duration::ZERO;
-    let mut numbers = 1..;
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, for instance: others must get a chance to close some.
-                tracing::warn!(%error, "cannot accept a client's connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let Some(number) = numbers.next() else { return };
-        match Admission::new(&service, &per_address, peer.ip()) {
-            Ok(admission) => {
-                tokio::spawn(serve_client(service.clone(), number, stream, peer, admission));
-            }
-            Err(reason) => {
-                service.hub.metrics.connections_rejected.fetch_add(1, Ordering::Relaxed);
-                let now = service.hub.now();
-                if warned.is_zero() || now.saturating_sub(warned) > Duration::from_secs(10) {
-                    warned = now;
-                    tracing::warn!(%peer, reason, "client refused");
-                }
-            }
-        }
-    }
-}
-
-async fn serve_client(
-    service: Arc<Service>,
-    number: u64,
-    stream: BoxStream,
-    peer: SocketAddr,
-    admission: Admission,
-) {
-    // Whoever says nothing after connecting may do so for as long as a session may be silent.
-    let (_, handshake_ms) = service.options.session_timeout_bounds_ms();
-    let handshake = Duration::from_millis(handshake_ms.into());
-    let client = connection::accept(&service.hub, number, peer, handshake);
-    connection::serve(service.clone(), client.clone(), stream).await;
-    service.hub.disconnect(&client);
-    drop(admission);
-}
-
-/// A connection counted; dropping it makes room for another.
-struct Admission {
-    service: Arc<Service>,
-    per_address: PerAddress,
-    address: IpAddr,
-}
-
-impl Admission {
-    fn new(service: &Arc<Service>, per_address: &PerAddress, address: IpAddr) -> Result<Self, &'static str> {
-        let options = &service.options;
-        if service.hub.metrics.connections() >= options.connections_max as u64 {
-            return Err("too many connections");
-        }
-        let mut counts = per_address.lock();
-        let count = counts.entry(address).or_insert(0);
-        if options.connections_per_address_max > 0 && *count >= options.connections_per_address_max {
-            return Err("too many connections from this address (maxClientCnxns)");
-        }
-        *count += 1;
-        service.hub.metrics.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { service: service.clone(), per_address: per_address.clone(), address })
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        self.service.hub.metrics.connections.fetch_sub(1, Ordering::Relaxed);
-        let mut counts = self.per_address.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
 }

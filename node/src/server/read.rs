@@ -19,6 +19,8 @@ pub(super) struct Reader<'a> {
     pub(super) session: i64,
     /// Encoded identities.
     pub(super) identities: &'a [u8],
+    /// The same, as the client has proved them.
+    pub(super) known: &'a Identities,
 }
 
 impl Reader<'_> {
@@ -41,6 +43,7 @@ impl Reader<'_> {
     fn body(&self, view: &View, request: &Request<'_>, out: &mut BytesMut) -> Result<(), ErrorCode> {
         let tree = &view.state.tree;
         match request {
+            Request::Exists { path, .. } if path.contains('\0') => return Err(ErrorCode::BadArguments),
             Request::Exists { path, .. } => self.readable(tree, path)?.stat().encode(out),
             Request::GetData { path, .. } => {
                 let znode = self.readable(tree, path)?;
@@ -147,12 +150,14 @@ impl Reader<'_> {
     }
 
     fn who_am_i(&self, out: &mut BytesMut) {
-        let Identities(known) = Identities::decode(self.identities);
         let user = |scheme: &str, id: &str| match (scheme, id.split_once(':')) {
             ("digest", Some((user, _))) => user.to_string(),
             _ => id.to_string(),
         };
-        let known: Vec<(String, String)> = known.into_iter().map(|(s, id)| (user(&s, &id), s)).collect();
+        let Identities(known) = self.known;
+        // Being a super user is no identity of its own.
+        let known: Vec<(String, &String)> =
+            known.iter().filter(|(s, _)| s != "super").map(|(s, id)| (user(s, id), s)).collect();
         let clients = known.iter().map(|(user, scheme)| ClientInfo { scheme, user }).collect();
         Response::Clients(clients).encode(out);
     }

@@ -1,7 +1,13 @@
 //! Four-letter words: what operators' scripts ask on the client port, answered in ZooKeeper's formats.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
+use meridian_bridge::mesh::LOCAL;
+
+use super::client::Statistics;
 use super::connection::Service;
 
 /// The version told to those who parse it: the ZooKeeper release whose protocol is spoken, and what speaks.
@@ -22,13 +28,17 @@ const WORDS: &[&[u8; 4]] = &[
     b"srst", b"srvr", b"stat", b"stmk", b"wchc", b"wchp", b"wchs",
 ];
 
+/// The trace mask of a server that nobody has told another one: requests, sessions, warnings.
+pub(super) const TRACE_MASK: i64 = 306;
+
 /// Whether the first bytes of a connection are a word. None of them could be the length of a frame.
 pub(super) fn is_word(bytes: &[u8; 4]) -> bool {
     WORDS.contains(&bytes)
 }
 
 /// What a word is answered with.
-pub(super) fn answer(service: &Service, word: [u8; 4]) -> String {
+/// `mask` is what follows the word.
+pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> String {
     let word = String::from_utf8_lossy(&word);
     let listed = |word: &str| service.options.words.contains(word);
     if !listed(&word) && !listed("*") {
@@ -38,8 +48,17 @@ pub(super) fn answer(service: &Service, word: [u8; 4]) -> String {
     // Writing to a string does not fail.
     let _ = match &*word {
         "ruok" => out.write_str("imok"),
-        "isro" => out.write_str("rw"),
-        "gtmk" => out.write_str("306"),
+        "isro" => out.write_str(if service.is_read_only() { "ro" } else { "rw" }),
+        "gtmk" => write!(out, "{}", service.trace_mask.load(Ordering::Relaxed)),
+        "stmk" => {
+            let mask = mask.unwrap_or(TRACE_MASK);
+            service.trace_mask.store(mask, Ordering::Relaxed);
+            write!(out, "{mask}")
+        }
+        "hash" => {
+            let (zxid, digest) = digest(service);
+            writeln!(out, "{zxid:#x}: {digest}")
+        }
         "srvr" => write_server(service, &mut out),
         "stat" => write_stat(service, &mut out),
         "mntr" => write_monitor(service, &mut out),
@@ -48,7 +67,8 @@ pub(super) fn answer(service: &Service, word: [u8; 4]) -> String {
         "envi" => write_environment(&mut out),
         "dump" => write_dump(service, &mut out),
         "dirs" => {
-            write!(out, "datadir_size: {}\nlogdir_size: 0\n", service.hub.view().state.tree.data_bytes())
+            let (data, log) = directory_sizes(service);
+            write!(out, "datadir_size: {data}\nlogdir_size: {log}\n")
         }
         "wchs" => write_watch_summary(service, &mut out),
         "wchc" => write_watches_by_session(service, &mut out),
@@ -58,7 +78,7 @@ pub(super) fn answer(service: &Service, word: [u8; 4]) -> String {
             out.write_str("Server stats reset.\n")
         }
         "crst" => {
-            service.hub.clients().iter().for_each(|client| client.reset_packets());
+            service.hub.clients().iter().for_each(|client| client.reset_statistics());
             out.write_str("Connection stats reset.\n")
         }
         _ => writeln!(out, "{word} is not supported."),
@@ -128,7 +148,14 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
         ("packets_sent", sent as f64),
         ("num_alive_connections", hub.metrics.connections() as f64),
         ("connection_rejected", hub.metrics.connections_rejected() as f64),
+        ("auth_failed_count", hub.metrics.authentications_failed() as f64),
+        ("unsuccessful_handshake", hub.metrics.handshakes_failed() as f64),
         ("outstanding_requests", hub.metrics.outstanding() as f64),
+        ("connection_request_count", hub.metrics.admissions() as f64),
+        ("response_bytes", hub.metrics.bytes_sent() as f64),
+        ("bytes_received_count", hub.metrics.bytes_received() as f64),
+        ("large_requests_rejected", hub.metrics.frames_refused() as f64),
+        ("read_only", f64::from(u8::from(service.is_read_only()))),
         ("znode_count", view.state.tree.len() as f64),
         ("watch_count", hub.watch_count() as f64),
         ("ephemerals_count", view.state.tree.ephemeral_count() as f64),
@@ -139,7 +166,14 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
         ("quorum_size", roster.voters.len() as f64),
     ];
     if leads {
-        gauges.push(("learners", (roster.voters.len() + roster.learners.len()) as f64 - 1.0));
+        let followers = roster.voters.len() as f64 - 1.0;
+        gauges.extend([
+            ("learners", followers + roster.learners.len() as f64),
+            ("synced_followers", followers),
+            ("synced_observers", roster.learners.len() as f64),
+            ("synced_non_voting_followers", 0.0),
+            ("pending_syncs", 0.0),
+        ]);
     }
     gauges
 }
@@ -154,17 +188,27 @@ fn write_monitor(service: &Service, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_configuration(service: &Service, out: &mut String) -> std::fmt::Result {
-    configuration(service).into_iter().try_for_each(|(name, value)| writeln!(out, "{name}={value}"))
+    configuration(service).into_iter().try_for_each(|(name, value)| writeln!(out, "{name}={value}"))?;
+    let ensemble = service.hub.view().state.ensemble.clone();
+    if ensemble.members.len() > 1 {
+        writeln!(out, "membership: \n{}", ensemble.text())?;
+    }
+    Ok(())
 }
 
 /// The configuration by ZooKeeper's names.
 pub(super) fn configuration(service: &Service) -> Vec<(&'static str, String)> {
     let options = &service.options;
     let (session_min, session_max) = options.session_timeout_bounds_ms();
+    let (data_size, log_size) = directory_sizes(service);
     vec![
         ("clientPort", service.listening.port().to_string()),
         ("clientPortAddress", service.listening.ip().to_string()),
+        ("secureClientPort", service.listening_secure.map_or("-1".into(), |a| a.port().to_string())),
         ("dataDir", options.region.data_dir.display().to_string()),
+        ("dataDirSize", data_size.to_string()),
+        ("dataLogDir", log_directory(service).display().to_string()),
+        ("dataLogSize", log_size.to_string()),
         ("tickTime", options.tick.as_millis().to_string()),
         ("maxClientCnxns", options.connections_per_address_max.to_string()),
         ("maxCnxns", options.connections_max.to_string()),
@@ -177,31 +221,71 @@ pub(super) fn configuration(service: &Service) -> Vec<(&'static str, String)> {
 
 fn write_connections(service: &Service, out: &mut String) -> std::fmt::Result {
     for client in service.hub.clients() {
-        let (received, sent) = client.packets();
-        let (session, timeout_ms) = (client.session(), client.timeout().as_millis());
-        writeln!(
-            out,
-            " /{}[1](queued={},recved={received},sent={sent},sid={session:#x},to={timeout_ms})",
-            client.peer,
-            client.outstanding()
-        )?;
+        let Statistics { received, sent, last, .. } = client.statistics();
+        write!(out, " /{}[1](queued={},recved={received},sent={sent}", client.peer, client.outstanding())?;
+        if client.session() != 0 {
+            let latency = client.latency();
+            write!(out, ",sid={:#x},lop={}", client.session(), last.operation_name())?;
+            write!(out, ",est={},to={}", client.established_unix_ms, client.timeout().as_millis())?;
+            write!(out, ",lcxid={:#x},lzxid={:#x}", last.xid, last.zxid)?;
+            write!(out, ",lresp={},llat={}", last.at_ms, last.latency_ms)?;
+            let (min, avg, max) = (latency.min_ms, latency.avg_ms as u64, latency.max_ms);
+            write!(out, ",minlat={min},avglat={avg},maxlat={max}")?;
+        }
+        out.write_str(")\n")?;
     }
     Ok(())
 }
 
+/// Where the log lives.
+pub(super) fn log_directory(service: &Service) -> PathBuf {
+    let region = service.region.config();
+    region.storage.log_dir.clone().unwrap_or_else(|| region.data_dir.join("log"))
+}
+
+/// Bytes of the snapshots and of the log.
+pub(super) fn directory_sizes(service: &Service) -> (u64, u64) {
+    let size = |directory: &Path| -> u64 {
+        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
+    };
+    let region = service.region.config();
+    (size(&region.data_dir.join("snapshots")), size(&log_directory(service)))
+}
+
+/// The zxid that this server has reached, and a digest of what clients can read there: equal at every server of
+/// the region.
+pub(super) fn digest(service: &Service) -> (i64, String) {
+    let view = service.hub.view();
+    let state = &view.state;
+    let subtrees = std::iter::once(LOCAL).chain(state.mesh.subtrees().map(|(id, _)| id));
+    let digest = subtrees.fold(0_u128, |digest, subtree| digest.wrapping_add(state.tree.digest(subtree)));
+    (state.zxid, format!("{digest:032x}"))
+}
+
 fn write_environment(out: &mut String) -> std::fmt::Result {
     writeln!(out, "Environment:")?;
-    writeln!(out, "zookeeper.version={VERSION}")?;
-    // Parsed by clients' test harnesses; there is no Java here.
-    writeln!(out, "java.version=none")?;
-    writeln!(out, "os.name={}", std::env::consts::OS)?;
-    writeln!(out, "os.arch={}", std::env::consts::ARCH)
+    environment().into_iter().try_for_each(|(key, value)| writeln!(out, "{key}={value}"))
+}
+
+/// What this server runs on, by ZooKeeper's names.
+pub(super) fn environment() -> Vec<(&'static str, String)> {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    vec![
+        ("zookeeper.version", VERSION.into()),
+        ("host.name", variable("HOSTNAME")),
+        // Parsed by clients' test harnesses; there is no Java here.
+        ("java.version", "none".into()),
+        ("os.name", std::env::consts::OS.into()),
+        ("os.arch", std::env::consts::ARCH.into()),
+        ("user.name", variable("USER")),
+    ]
 }
 
 fn write_dump(service: &Service, out: &mut String) -> std::fmt::Result {
     let view = service.hub.view();
     let state = &view.state;
-    let sessions: std::collections::BTreeMap<i64, u32> =
+    let sessions: BTreeMap<i64, u32> =
         state.sessions.iter().map(|(id, session)| (*id, session.timeout_ms)).collect();
     writeln!(out, "SessionTracker dump:\nSession Sets ({}):", sessions.len())?;
     for (session, timeout_ms) in &sessions {
@@ -217,11 +301,17 @@ fn write_dump(service: &Service, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_watch_summary(service: &Service, out: &mut String) -> std::fmt::Result {
+    let (connections, paths, watches) = watch_summary(service);
+    writeln!(out, "{connections} connections watching {paths} paths")?;
+    writeln!(out, "Total watches:{watches}")
+}
+
+/// Numbers of connections that watch, of paths watched, and of watches.
+pub(super) fn watch_summary(service: &Service) -> (usize, usize, usize) {
     let watches = service.hub.watches();
-    let connections: std::collections::BTreeSet<i64> =
+    let connections: BTreeSet<i64> =
         watches.iter().flat_map(|(_, sessions)| sessions.iter().copied()).collect();
-    writeln!(out, "{} connections watching {} paths", connections.len(), watches.len())?;
-    writeln!(out, "Total watches:{}", service.hub.watch_count())
+    (connections.len(), watches.len(), service.hub.watch_count())
 }
 
 fn write_watches_by_path(service: &Service, out: &mut String) -> std::fmt::Result {
@@ -233,13 +323,18 @@ fn write_watches_by_path(service: &Service, out: &mut String) -> std::fmt::Resul
 }
 
 fn write_watches_by_session(service: &Service, out: &mut String) -> std::fmt::Result {
-    let mut by_session = std::collections::BTreeMap::<i64, Vec<String>>::new();
-    for (path, sessions) in service.hub.watches() {
-        sessions.iter().for_each(|session| by_session.entry(*session).or_default().push(path.clone()));
-    }
-    for (session, paths) in by_session {
+    for (session, paths) in watches_by_session(service) {
         writeln!(out, "{session:#x}")?;
         paths.iter().try_for_each(|path| writeln!(out, "\t{path}"))?;
     }
     Ok(())
+}
+
+/// The paths that each session watches.
+pub(super) fn watches_by_session(service: &Service) -> BTreeMap<i64, Vec<String>> {
+    let mut by_session = BTreeMap::<i64, Vec<String>>::new();
+    for (path, sessions) in service.hub.watches() {
+        sessions.iter().for_each(|session| by_session.entry(*session).or_default().push(path.clone()));
+    }
+    by_session
 }

@@ -47,7 +47,8 @@ impl Limits {
         let mut limits = Self::default();
         let text = std::str::from_utf8(text).unwrap_or_default();
         for (key, value) in text.split([',', ';']).filter_map(|pair| pair.split_once('=')) {
-            let value = value.trim().parse().ok().filter(|value| *value > -1);
+            // Some releases write `bytes=5=;...`.
+            let value = value.trim_end_matches('=').trim().parse().ok().filter(|value| *value > -1);
             match key.trim() {
                 "count" => limits.count = value,
                 "bytes" => limits.bytes = value,
@@ -180,7 +181,7 @@ mod tests {
     fn limits_are_read_in_zookeepers_format() {
         let soft = Limits { count: Some(5), ..Limits::default() };
         assert_eq!(Limits::parse(b"count=5,bytes=-1"), soft);
-        let all = b"count=1,bytes=2;byteHardLimit=3;countHardLimit=4";
+        let all = b"count=1,bytes=2=;byteHardLimit=3;countHardLimit=4";
         let expected = Limits { count: Some(1), bytes: Some(2), count_hard: Some(4), bytes_hard: Some(3) };
         assert_eq!(Limits::parse(all), expected);
         for nonsense in [&b""[..], b"count", b"count=x,=,;;", b"\xff", b"count=99999999999999999999"] {

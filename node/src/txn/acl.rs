@@ -1,9 +1,10 @@
 //! Access control: who may do what with a znode.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use meridian_seam::codec;
-use meridian_wire::{self as wire, perms};
+use meridian_wire as wire;
 use serde::{Deserialize, Serialize};
 
 use crate::tree::Acl;
@@ -66,21 +67,22 @@ pub fn resolve(asked: &[wire::Acl<'_>], identities: &[u8]) -> Option<Arc<[Acl]>>
                     return None;
                 }
             }
-            "digest" if entry.id.split(':').count() == 2 => {
-                resolved.push(stored(entry, entry.scheme, entry.id))
-            }
+            "digest" if is_digest(entry.id) => resolved.push(stored(entry, entry.scheme, entry.id)),
             "ip" if parse_network(entry.id).is_some() => resolved.push(stored(entry, entry.scheme, entry.id)),
-            "x509" | "sasl" | "super" if !entry.id.is_empty() => {
+            "x509" | "sasl" if !entry.id.is_empty() => {
                 resolved.push(stored(entry, entry.scheme, entry.id));
             }
             _ => return None,
         }
     }
-    let valid = !resolved.is_empty() && resolved.iter().all(|a| a.perms & !perms::ALL == 0);
-    valid.then(|| {
-        resolved.dedup();
-        resolved.into()
-    })
+    let mut seen = HashSet::new();
+    resolved.retain(|entry| seen.insert(entry.clone()));
+    (!resolved.is_empty()).then(|| resolved.into())
+}
+
+/// `user:digest`, neither with a further colon; ZooKeeper takes an empty user, but no empty digest.
+fn is_digest(id: &str) -> bool {
+    id.split_once(':').is_some_and(|(_, digest)| !digest.is_empty() && !digest.contains(':'))
 }
 
 fn stored(entry: &wire::Acl<'_>, scheme: &str, id: &str) -> Acl {
@@ -111,6 +113,8 @@ fn ip_matches(network: &str, client: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use meridian_wire::perms;
+
     use super::*;
 
     fn acl(perms: i32, scheme: &str, id: &str) -> Acl {
@@ -148,6 +152,26 @@ mod tests {
         let got = resolve(&asked, &known(&[("ip", "1.1.1.1"), ("digest", "a:b")])).unwrap();
         assert_eq!(*got, [acl(perms::ALL, "digest", "a:b")]);
         assert_eq!(resolve(&[], &[]), None);
-        assert_eq!(resolve(&[wire::Acl { perms: 1, scheme: "nope", id: "x" }], &[]), None);
+        let one = |scheme, id| resolve(&[wire::Acl { perms: -1, scheme, id }], &[]);
+        for (scheme, id) in [
+            ("nope", "x"),
+            ("super", "x"),
+            ("world", "me"),
+            ("digest", "a"),
+            ("digest", "a:"),
+            ("digest", "a:b:c"),
+            ("ip", "1.2.3"),
+            ("ip", "1.2.3.4/33"),
+            ("sasl", ""),
+        ] {
+            assert_eq!(one(scheme, id), None, "{scheme}:{id}");
+        }
+        for (scheme, id) in
+            [("world", "anyone"), ("digest", ":b"), ("ip", "::1"), ("ip", "1.2.3.4/0"), ("sasl", "x")]
+        {
+            assert_eq!(*one(scheme, id).unwrap(), [acl(-1, scheme, id)], "any bits may be set");
+        }
+        let twice = [wire::Acl::OPEN, asked[0], wire::Acl::OPEN];
+        assert_eq!(resolve(&twice, &known(&[("digest", "a:b")])).unwrap().len(), 2);
     }
 }

@@ -81,6 +81,9 @@ pub enum ReconfigError {
     /// It makes no sense.
     #[error("{0}")]
     BadArguments(String),
+    /// It would make sense to ZooKeeper, whose servers may have larger numbers.
+    #[error("'{0}' is no number from 1 to 255, which servers have here")]
+    Number(String),
 }
 
 impl ReconfigError {
@@ -89,7 +92,7 @@ impl ReconfigError {
         match self {
             Self::InProgress => ErrorCode::ReconfigInProgress,
             Self::Version(_) => ErrorCode::BadVersion,
-            Self::BadArguments(_) => ErrorCode::BadArguments,
+            Self::BadArguments(_) | Self::Number(_) => ErrorCode::BadArguments,
         }
     }
 }
@@ -188,7 +191,8 @@ fn parse_members<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Members, Re
             ReconfigError::BadArguments(format!("'{line}' is not server.N=host:port:port;port"))
         })?;
         let number = name.trim().rsplit('.').next().unwrap_or_default();
-        let number: u8 = parse(number, || format!("'{name}' names no server from 1 to 255"))?;
+        let known: u64 = parse(number, || format!("'{name}' names no server"))?;
+        let number = u8::try_from(known).map_err(|_| ReconfigError::Number(number.into()))?;
         let member: Member = member.parse().map_err(ReconfigError::BadArguments)?;
         if member.client.is_none() {
             return Err(ReconfigError::BadArguments(format!("'{line}' has no client port: append ;PORT")));

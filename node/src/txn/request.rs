@@ -96,6 +96,10 @@ fn apply_multi(
     let mut results = Vec::with_capacity(operations.len());
     for (index, operation) in operations.iter().enumerate() {
         match apply_one(tree, context, operation, events) {
+            // In a multi ZooKeeper answers create2 as it answers create.
+            Ok(MultiResult::Created(path, _)) if operation.op() == OpCode::Create2 => {
+                results.push(MultiResult::Created(path, None));
+            }
             Ok(result) => results.push(result),
             Err(error) => {
                 *tree = before;
@@ -156,8 +160,10 @@ fn lifetime_of(request: &Request<'_>, flags: i32, session: i64) -> Result<Lifeti
             Ok(Lifetime::Ttl(*ttl_ms))
         }
         Request::CreateTtl { ttl_ms, .. } if mode.is_ttl() || *ttl_ms >= 0 => Err(ErrorCode::BadArguments),
+        Request::CreateTtl { .. } => Ok(Lifetime::Persistent),
         _ if mode.is_ttl() => Err(ErrorCode::BadArguments),
-        _ if mode.is_container() => Ok(Lifetime::Container),
+        Request::CreateContainer(_) => Ok(Lifetime::Container),
+        // As in ZooKeeper: the flag alone, without its operation, makes no container.
         _ if mode.is_ephemeral() => Ok(Lifetime::Ephemeral(session)),
         _ => Ok(Lifetime::Persistent),
     }
@@ -171,7 +177,7 @@ fn create_znode(
     events: &mut Vec<Event>,
 ) -> Result<(Arc<str>, Stat), ErrorCode> {
     let mode = CreateMode::try_from(create.flags).map_err(|_| ErrorCode::BadArguments)?;
-    let parent_path = parent_of_new(create.path)?;
+    let parent_path = parent_of(create.path)?;
     let resolved = acl::resolve(&create.acl, context.identities).ok_or(ErrorCode::InvalidAcl)?;
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
     permit(context, parent, perms::CREATE)?;
@@ -215,9 +221,9 @@ fn create_znode(
     Ok((path, stat))
 }
 
-/// The parent's path of a znode to create; the path itself is checked once the parent is found, as
+/// The parent's path of a znode to create or delete; the path itself is judged once the parent is found, as
 /// ZooKeeper does.
-fn parent_of_new(path: &str) -> Result<&str, ErrorCode> {
+fn parent_of(path: &str) -> Result<&str, ErrorCode> {
     match path.rfind('/') {
         None => Err(ErrorCode::BadArguments),
         Some(_) if path.contains('\0') => Err(ErrorCode::BadArguments),
@@ -233,14 +239,14 @@ fn delete_znode(
     version: i32,
     events: &mut Vec<Event>,
 ) -> Result<MultiResult, ErrorCode> {
-    let (parent_path, _) = split_path(path).ok_or(ErrorCode::BadArguments)?;
-    let fixed = matches!(path, "/zookeeper" | "/zookeeper/config" | "/zookeeper/quota");
+    let parent_path = parent_of(path)?;
+    let fixed = matches!(path, "/" | "/zookeeper" | "/zookeeper/config" | "/zookeeper/quota");
     if fixed || context.mesh.subtrees().any(|(_, subtree)| subtree.path == path) {
         return Err(ErrorCode::BadArguments);
     }
-    let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
     permit(context, parent, perms::DELETE)?;
+    let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
     expect_version(version, znode.times.version)?;
     if !znode.children.is_empty() {
         return Err(ErrorCode::NotEmpty);

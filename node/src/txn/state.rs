@@ -12,7 +12,7 @@ use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, PASSWORD_L
 use serde::{Deserialize, Serialize};
 
 use super::acl::permits;
-use super::ensemble::{self, CONFIG_PATH, Change, Ensemble};
+use super::ensemble::{self, CONFIG_PATH, Change, Ensemble, ReconfigError};
 use super::import;
 use super::reap;
 use super::request::{self, Context, Event};
@@ -400,10 +400,12 @@ impl Apply<'_, '_> {
     /// A client asks for other members: it is answered when they are in force.
     fn change_members(&mut self, request: &ClientRequest<'_>, asked: &ensemble::Request<'_>) {
         let writable = |znode: &Arc<Znode>| permits(&znode.acl, perms::WRITE, request.identities);
-        if !self.state.tree.get(CONFIG_PATH).is_some_and(writable) {
-            return self.answer(request.caller, Outcome::error(ErrorCode::NoAuth));
-        }
+        let may_write = self.state.tree.get(CONFIG_PATH).is_some_and(writable);
+        // As in ZooKeeper, who asks for nonsense is told so whoever it is.
         match self.state.ensemble.plan(asked) {
+            Ok(_) | Err(ReconfigError::Number(_)) if !may_write => {
+                self.answer(request.caller, Outcome::error(ErrorCode::NoAuth));
+            }
             Ok(members) => {
                 let change =
                     Change { id: self.state.zxid, caller: request.caller, members: Arc::new(members) };
@@ -722,8 +724,8 @@ impl Apply<'_, '_> {
     /// Replaces the content of what an orderer orders. A snapshot that is not whole changes nothing.
     fn install(&mut self, orderer: Orderer, pieces: &[Bytes], global: Option<federation::GlobalInstall>) {
         let snapshot = match SubtreeSnapshot::read(pieces) {
-            Ok(snapshot) if snapshot.orderer == orderer => snapshot,
-            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer refused"),
+            Ok(snapshot) if snapshot.orderer == orderer && self.is_news(&snapshot) => snapshot,
+            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer, or an old one, refused"),
             Err(error) => return tracing::error!(%error, ?orderer, "damaged snapshot refused"),
         };
         self.state.next_zxid();
@@ -735,6 +737,17 @@ impl Apply<'_, '_> {
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
         }
+        if let Orderer::Home(subtree) = orderer {
+            let time_ms = self.state.time_ms;
+            let deliveries = self.state.federation.begin_home(subtree, time_ms);
+            self.deliver(deliveries);
+        }
+    }
+
+    /// Whether a snapshot takes a homed subtree forward; of the global order the consensus engine knows.
+    fn is_news(&self, snapshot: &SubtreeSnapshot) -> bool {
+        let known = self.state.federation.orders.get(&snapshot.orderer);
+        snapshot.orderer == Orderer::Global || known.is_none_or(|o| o.position <= snapshot.order.position)
     }
 }
 

@@ -595,7 +595,7 @@ fn a_bad_time_to_live_is_refused_and_the_policy_may_forbid_all() {
     assert_eq!(a.errors(), [ErrorCode::BadArguments; 6]);
     a.create_as("/longest", CreateMode::PersistentWithTtl, Some((1 << 40) - 1));
     a.create_as("/plain", CreateMode::Persistent, Some(-1));
-    a.create("/container", CreateMode::Container as i32);
+    a.create("/flag-alone", CreateMode::Container as i32);
     assert_eq!(a.errors(), [ErrorCode::Ok; 3]);
     a.apply(&Command::SetPolicy(Policy { extended_types: false, ..Policy::default() }));
     let create = Create { path: "/y", data: None, acl: vec![Acl::OPEN], flags: 5 };

@@ -5,10 +5,12 @@
 mod raw;
 mod region;
 
+mod authentication;
 mod members;
 mod protocol;
 mod sessions;
 mod shared;
+mod tls;
 mod watches;
 mod znodes;
 mod zookeeper;

@@ -25,7 +25,8 @@ fn members(region: &TestRegion, servers: &[(u8, Role)]) -> Members {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voter_is_added_promoted_and_the_leader_removed_without_loss() {
     let mut region = TestRegion::start(3, 1).await;
-    let client = client(&region.addresses()).await;
+    // The observer stays in any case.
+    let client = client(&region.address(4).to_string()).await;
     client.create("/before", b"1", &open()).await.unwrap();
     let (config, _) = client.get_data("/zookeeper/config").await.unwrap();
     let config = String::from_utf8(config).unwrap();
@@ -79,17 +80,18 @@ async fn a_new_server_joins_and_its_vote_counts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voter_that_lost_its_disk_votes_again_once_it_is_up_to_date() {
     let mut region = TestRegion::start(3, 0).await;
-    let client = client(&region.addresses()).await;
-    client.create("/before", b"1", &open()).await.unwrap();
     let leader = region.leader().await;
+    let client = client(&region.address(leader).to_string()).await;
+    client.create("/before", b"1", &open()).await.unwrap();
     let lost = (1..=3).find(|server| *server != leader).unwrap();
     region.stop(lost).await;
     region.wipe(lost);
     client.create("/without", b"2", &open()).await.unwrap();
     region.start_server(lost).await;
     eventually("it has everything and votes", async || {
-        let region = region.server(lost).region();
-        region.roster().voters.contains(&lost) && region.view().state.tree.get("/without").is_some()
+        let roster = region.server(leader).region().roster();
+        let caught_up = region.server(lost).region().view().state.tree.get("/without").is_some();
+        caught_up && roster.settled && roster.voters.contains(&lost)
     })
     .await;
     // With it there is a majority again when another goes.

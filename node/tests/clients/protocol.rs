@@ -147,6 +147,9 @@ async fn operators_are_answered_in_words_and_over_http() {
     assert_eq!(ask(address, "isro").await, "rw");
     assert!(ask(address, "mntr").await.contains("zk_server_state\tleader\n"));
     assert!(ask(address, "conf").await.contains("tickTime=2000\n"));
+    assert_eq!(ask(address, "gtmk").await, "306");
+    assert!(ask(address, "conf").await.contains("membership: \nserver.1="));
+    assert!(ask(address, "envi").await.starts_with("Environment:\nzookeeper.version=3.9.0-meridian"));
     assert_eq!(ask(address, "srst").await, "srst is not executed because it is not in the whitelist.\n");
 
     region.server(leader).routes().add("/extra", || serde_json::json!({ "added": true }));
@@ -156,7 +159,15 @@ async fn operators_are_answered_in_words_and_over_http() {
         ("/health", "200", "\"healthy\":true"),
         ("/commands/ruok", "200", "\"error\":null"),
         ("/commands/leader", "200", "\"is_leader\":true"),
-        ("/commands/nonsense", "404", "there is no command"),
+        ("/commands/set_trace_mask?traceMask=7", "200", "\"tracemask\":7"),
+        ("/commands/gtmk", "200", "\"tracemask\":7"),
+        ("/commands/stmk", "400", "requires long traceMask"),
+        ("/commands/voting_view", "200", "\"learner_type\":\"participant\""),
+        ("/commands/isro", "200", "\"read_only\":false"),
+        ("/commands/connections", "200", "\"secure_connections\":[]"),
+        ("/commands/watch_summary", "200", "\"num_total_watches\":0"),
+        ("/commands", "200", "<a href=\"/commands/server_stats\">"),
+        ("/commands/nonsense", "404", "Unknown command: nonsense"),
         ("/digest", "200", "[]"),
         ("/metrics", "200", "\nznode_count 4\n"),
         ("/extra", "200", "\"added\":true"),
@@ -166,4 +177,49 @@ async fn operators_are_answered_in_words_and_over_http() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
         assert!(answer.contains(content), "{path}: {answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_words_are_answered_where_all_are_listed() {
+    let region = TestRegion::with(1, 0, |o| o.words = ["*".to_string()].into()).await;
+    let mut client = RawClient::connect(region.address(1)).await;
+    client.create("/e", CreateMode::Ephemeral).await.unwrap();
+    client.get("/e", true).await.unwrap();
+    let session = format!("{:#x}", client.session);
+    let address = region.address(1);
+    for (word, expected) in [
+        ("ruok", "imok".to_string()),
+        ("gtmk", "306".into()),
+        ("stmk\0\0\0\0\0\0\0\x05", "5".into()),
+        ("isro", "rw".into()),
+        ("wchs", "1 connections watching 1 paths\nTotal watches:1\n".into()),
+        ("wchp", format!("/e\n\t{session}\n")),
+        ("wchc", format!("{session}\n\t/e\n")),
+        ("srst", "Server stats reset.\n".into()),
+    ] {
+        assert_eq!(ask(address, word).await, expected, "{word}");
+    }
+    for (word, part) in [
+        ("cons", format!(",sid={session},lop=GETD,est=")),
+        ("stat", "[1](queued=0,recved=2,sent=2)".into()),
+        ("dump", format!("Sessions with Ephemerals (1):\n{session}:\n\t/e\n")),
+        ("dirs", "datadir_size: ".into()),
+        ("conf", "secureClientPort=-1\n".into()),
+        ("mntr", "zk_ephemerals_count\t1\n".into()),
+        ("srvr", "Mode: standalone\n".into()),
+        ("hash", "0x1".into()),
+        ("crst", "Connection stats reset.\n".into()),
+    ] {
+        let answer = ask(address, word).await;
+        assert!(answer.contains(&part), "{word}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_operators_only_look_nothing_is_changed() {
+    let region = TestRegion::with(1, 0, |o| o.metrics_listen = Some("127.0.0.1:0".into())).await;
+    let address = region.server(1).metrics_address().unwrap();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(ask(address, &get("/commands/srst")).await.starts_with("HTTP/1.1 403"));
+    assert!(ask(address, &get("/commands/srvr")).await.starts_with("HTTP/1.1 200"));
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
+use meridian_seam::net::BoxStream;
 use meridian_wire::{
     Acl, ConnectRequest, ConnectResponse, Create, CreateMode, ErrorCode, OpCode, ReplyHeader, Request,
     Response, WatcherEvent, begin_frame, cut_frame, finish_frame, xid,
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::region::PATIENCE;
 
 pub(crate) struct RawClient {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: BoxStream,
     input: BytesMut,
     xid: i32,
     pub(crate) session: i64,
@@ -46,8 +47,13 @@ impl RawClient {
     }
 
     pub(crate) async fn try_connect(address: SocketAddr, hello: &Hello) -> io::Result<Self> {
+        Self::connect_over(Box::new(TcpStream::connect(address).await?), hello).await
+    }
+
+    /// Connects over a stream that stands already.
+    pub(crate) async fn connect_over(stream: BoxStream, hello: &Hello) -> io::Result<Self> {
         let mut client = Self {
-            stream: TcpStream::connect(address).await?,
+            stream,
             input: BytesMut::new(),
             xid: 0,
             session: 0,

@@ -13,12 +13,15 @@ use tempfile::TempDir;
 /// Nothing in these tests takes so long on a machine that works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Options other than the usual ones.
+type Change = Box<dyn Fn(&mut ServerOptions) + Send + Sync>;
+
 pub(crate) struct TestRegion {
     directory: TempDir,
     voters: BTreeMap<u64, String>,
     observers: BTreeMap<u64, String>,
     servers: BTreeMap<u64, Server>,
-    change: fn(&mut ServerOptions),
+    change: Change,
 }
 
 impl TestRegion {
@@ -28,15 +31,12 @@ impl TestRegion {
     }
 
     /// The same with other options.
-    pub(crate) async fn with(voters: u64, observers: u64, change: fn(&mut ServerOptions)) -> Self {
-        let address = |server| (server, format!("127.0.0.1:{}", free_port()));
-        let mut region = Self {
-            directory: tempfile::tempdir().unwrap(),
-            voters: (1..=voters).map(address).collect(),
-            observers: (voters + 1..=voters + observers).map(address).collect(),
-            servers: BTreeMap::new(),
-            change,
-        };
+    pub(crate) async fn with(
+        voters: u64,
+        observers: u64,
+        change: impl Fn(&mut ServerOptions) + Send + Sync + 'static,
+    ) -> Self {
+        let mut region = Self::prepare(voters, observers, change);
         for server in 1..=voters + observers {
             region.start_server(server).await;
         }
@@ -44,7 +44,30 @@ impl TestRegion {
         region
     }
 
+    /// The same with no server started yet.
+    pub(crate) fn prepare(
+        voters: u64,
+        observers: u64,
+        change: impl Fn(&mut ServerOptions) + Send + Sync + 'static,
+    ) -> Self {
+        let address = |server| (server, format!("127.0.0.1:{}", free_port()));
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            voters: (1..=voters).map(address).collect(),
+            observers: (voters + 1..=voters + observers).map(address).collect(),
+            servers: BTreeMap::new(),
+            change: Box::new(change),
+        }
+    }
+
     pub(crate) async fn start_server(&mut self, server: u64) {
+        let options = self.options(server);
+        let started = Server::start(Environment::production(), options).await.unwrap();
+        self.servers.insert(server, started);
+    }
+
+    /// What a server is started with.
+    pub(crate) fn options(&self, server: u64) -> ServerOptions {
         let addresses = self.voters.iter().chain(&self.observers);
         let listen = addresses.clone().find(|(id, _)| **id == server).unwrap().1.clone();
         let data_dir = self.directory.path().join(server.to_string());
@@ -68,8 +91,7 @@ impl TestRegion {
             ..ServerOptions::new(config, "127.0.0.1:0")
         };
         (self.change)(&mut options);
-        let started = Server::start(Environment::production(), options).await.unwrap();
-        self.servers.insert(server, started);
+        options
     }
 
     /// Starts a server that the others have not heard of yet.

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::jute::{Input, put_buffer, put_nullable_buffer, put_string, put_vector};
+use crate::jute::{Input, put_nullable_buffer, put_string, put_vector};
 use crate::request::MultiHeader;
 use crate::{Acl, ClientInfo, ErrorCode, OpCode, ReplyHeader, Stat, WireError, begin_frame, finish_frame};
 
@@ -54,7 +54,7 @@ pub enum Response<'a> {
     /// To `addWatch`.
     Error(ErrorCode),
     /// To `sasl`.
-    Token(&'a [u8]),
+    Token(Option<&'a [u8]>),
     /// To `whoAmI`.
     Clients(Vec<ClientInfo<'a>>),
     /// To `multi` and `multiRead`, in the order of the operations. In the reply to a failed `multi` all
@@ -114,7 +114,7 @@ impl<'a> Response<'a> {
             OpCode::GetChildren2 => Self::Children2 { children: input.strings()?, stat: Stat::read(input)? },
             OpCode::GetAllChildrenNumber => Self::Number(input.int()?),
             OpCode::AddWatch => Self::Error(ErrorCode::try_from(input.int()?)?),
-            OpCode::Sasl => Self::Token(input.buffer()?.unwrap_or_default()),
+            OpCode::Sasl => Self::Token(input.buffer()?),
             OpCode::WhoAmI => Self::Clients(input.vector(ClientInfo::LENGTH_MIN, ClientInfo::read)?),
             OpCode::Multi | OpCode::MultiRead => Self::Results(read_results(op, input)?),
             OpCode::Delete
@@ -158,7 +158,7 @@ impl<'a> Response<'a> {
             }
             Self::Number(number) => out.put_i32(*number),
             Self::Error(error) => out.put_i32((*error).into()),
-            Self::Token(token) => put_buffer(token, out),
+            Self::Token(token) => put_nullable_buffer(*token, out),
             Self::Clients(clients) => put_vector(clients, out, ClientInfo::encode),
             Self::Results(results) => {
                 results.iter().for_each(|result| result.encode(out));

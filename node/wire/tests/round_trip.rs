@@ -158,7 +158,7 @@ impl Material {
             (OpCode::GetChildren2, Response::Children2 { children: self.names(), stat }),
             (OpCode::GetAllChildrenNumber, Response::Number(self.int)),
             (OpCode::AddWatch, Response::Error(self.error)),
-            (OpCode::Sasl, Response::Token(data.unwrap_or_default())),
+            (OpCode::Sasl, Response::Token(data)),
             (OpCode::WhoAmI, Response::Clients(clients)),
             (OpCode::Multi, Response::Results(results)),
         ]
