@@ -72,8 +72,8 @@ pub struct PlanArgs {
     /// A scenario, TOML or JSON: regions, round trips, shares of the writes, limits, requirements
     pub scenario: Option<PathBuf>,
 
-    /// Round trips for the pairs that the scenario leaves out: aws, aws-all, aws-2021, ibm, or a
-    /// CSV or JSON file
+    /// Round trips for the pairs that the scenario leaves out: aws, aws-all, aws-2021, azure, gcp, ibm,
+    /// or a CSV or JSON file
     #[arg(long, value_name = "NAME|FILE")]
     pub matrix: Option<String>,
 

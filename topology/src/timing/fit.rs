@@ -23,7 +23,7 @@ pub struct Misfit {
     pub reason: String,
 }
 
-/// Names that timeouts in use are given by, as [`Setting::name`].
+/// Names that timeouts in use are given by, as [`super::Setting::name`].
 pub const TIMEOUTS_IN_USE: [&str; 11] = [
     "tickTime",
     "initLimit",
