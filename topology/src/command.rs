@@ -11,7 +11,7 @@ use crate::layout::{Design, Layout, PLANNED_REGIONS_MAX, VOTERS_MAX};
 use crate::live;
 use crate::matrix::{self, BUILTIN_NAMES, Matrix, name_and_source};
 use crate::plan::{Assessment, Assessor, Objective, Plan, Progress, plan_and_report};
-use crate::report::{self, File};
+use crate::report::{self, File, Order};
 use crate::scenario::{self, Scenario, Source};
 
 /// Exit codes beside 0.
@@ -39,6 +39,8 @@ Examples:
       What a running mesh has measured; what runs beside what would be best, and the steps there.
   meridian plan --live 127.0.0.1:8080 --check
       For cron: prints reasons and fails if layout or timeouts no longer fit the round trips.
+  meridian plan --live 127.0.0.1:8080 --apply
+      Shows the steps to the best layout, asks, and carries them out.
   meridian plan scenario.toml --explain flat:us-east=2,us-west=2,eu=1
       Where the milliseconds of one layout come from.
   meridian plan scenario.toml --compare two:us-east=3,us-west=3,eu=3 flat:us-east=2,us-west=2,eu=1
@@ -72,8 +74,8 @@ pub struct PlanArgs {
     /// A scenario, TOML or JSON: regions, round trips, shares of the writes, limits, requirements
     pub scenario: Option<PathBuf>,
 
-    /// Round trips for the pairs that the scenario leaves out: aws, aws-all, aws-2021, ibm, or a
-    /// CSV or JSON file
+    /// Round trips for the pairs that the scenario leaves out: aws, aws-all, aws-2021, azure, gcp, ibm,
+    /// or a CSV or JSON file
     #[arg(long, value_name = "NAME|FILE")]
     pub matrix: Option<String>,
 
@@ -112,6 +114,18 @@ pub struct PlanArgs {
     /// scenario
     #[arg(long, conflicts_with_all = ["json", "compare", "explain", "html", "config"])]
     pub check: bool,
+
+    /// After showing the steps and asking, carry them out on the mesh of --live, one after the other
+    #[arg(long, requires = "live", conflicts_with_all = ["json", "compare", "explain", "check", "html", "config"])]
+    pub apply: bool,
+
+    /// Do not ask before --apply
+    #[arg(long, requires = "apply")]
+    pub yes: bool,
+
+    /// Where the leader of a region is reached, for --apply; the region of --live is known
+    #[arg(long, value_name = "REGION=HOST:PORT", requires = "apply")]
+    pub admin: Vec<String>,
 
     /// Write the plan with pictures to a file that needs nothing else to be read or printed
     #[arg(long, value_name = "FILE.html", conflicts_with = "compare")]
@@ -152,6 +166,8 @@ pub struct Answer {
     pub files: Vec<File>,
     /// The report for [`PlanArgs::html`]; none unless that is given.
     pub html: Option<String>,
+    /// What [`PlanArgs::apply`] is to do; none unless that is given.
+    pub orders: Vec<Order>,
     /// The exit code, as `--help` explains it.
     pub status: u8,
 }
@@ -180,9 +196,8 @@ impl PlanArgs {
                 Answer {
                     output: if self.json { report::refusal_json(&diagnostics) + "\n" } else { String::new() },
                     complaint: report::findings(&diagnostics),
-                    files: Vec::new(),
-                    html: None,
                     status: STATUS_REFUSED,
+                    ..Answer::default()
                 }
             }
         }
@@ -211,6 +226,11 @@ impl PlanArgs {
         if self.check {
             return check(&plan);
         }
+        if self.apply {
+            let status = if plan.recommended.is_some() { 0 } else { STATUS_INFEASIBLE };
+            let (output, orders) = (report::running(&plan), report::orders(&plan));
+            return Ok(Answer { output, orders, status, ..Answer::default() });
+        }
         let mut output = if self.json { report::json(&plan) + "\n" } else { report::text(&plan) };
         if let Some(explained) = self.explained(&plan)? {
             output = format!("{output}\n{}", report::explanation(&plan, &explained));
@@ -218,7 +238,7 @@ impl PlanArgs {
         let files = if self.config.is_some() { report::configuration(&plan) } else { Vec::new() };
         let html = self.html.is_some().then(|| report::html(&plan));
         let status = if plan.recommended.is_some() { 0 } else { STATUS_INFEASIBLE };
-        Ok(Answer { output, complaint: String::new(), files, html, status })
+        Ok(Answer { output, files, html, status, ..Answer::default() })
     }
 
     fn explained(&self, plan: &Plan) -> Result<Option<Assessment>, Vec<Diagnostic>> {

@@ -11,5 +11,5 @@ pub use configuration::{File, configuration};
 pub use explanation::explanation;
 pub use html::html;
 pub use json::{json, refusal_json};
-pub use running::running;
+pub use running::{Order, orders, running};
 pub use text::{comparison, findings, text};

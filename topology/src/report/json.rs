@@ -48,7 +48,7 @@ pub fn json(plan: &Plan) -> String {
 
 /// What is printed instead of a plan when the input is refused.
 pub fn refusal_json(diagnostics: &[Diagnostic]) -> String {
-    print(&Refusal { recommended: None, diagnostics })
+    print(&Refusal { layouts: [], recommended: None, diagnostics })
 }
 
 fn print(value: &impl Serialize) -> String {
@@ -57,6 +57,7 @@ fn print(value: &impl Serialize) -> String {
 
 #[derive(Serialize)]
 struct Refusal<'p> {
+    layouts: [LayoutView<'p>; 0],
     recommended: Option<usize>,
     diagnostics: &'p [Diagnostic],
 }

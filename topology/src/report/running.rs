@@ -4,7 +4,43 @@ use std::fmt::Write as _;
 
 use super::text::per_year;
 use crate::layout::Layout;
-use crate::plan::{Assessment, Change, Plan};
+use crate::plan::{Action, Assessment, Change, Plan, Step};
+
+/// One step of a change, as whoever carries it out needs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// What to do.
+    pub action: Action,
+    /// The region where it is done; of a leader that moves, the one that it leaves.
+    pub region: String,
+    /// Where a leader moves to.
+    pub to: Option<String>,
+    /// The step in words.
+    pub text: String,
+}
+
+/// The steps from what runs to the best layout; none if a change is not worth it, or is none of steps.
+pub fn orders(plan: &Plan) -> Vec<Order> {
+    let names = &plan.world.model.regions;
+    let change = plan.change.as_ref().filter(|change| change.worth_it);
+    let steps = change.and_then(|change| change.steps.as_ref());
+    let order = |step: &Step| {
+        let (region, to) = match step.action {
+            Action::MoveLeader { from, to } => (from, Some(names[to].clone())),
+            Action::AddVoter { region }
+            | Action::AddObserver { region }
+            | Action::Promote { region }
+            | Action::GiveVote { region }
+            | Action::TakeVote { region }
+            | Action::Demote { region }
+            | Action::RemoveVoter { region }
+            | Action::RemoveObserver { region } => (region, None),
+        };
+        let text = step.action.display(names).to_string();
+        Order { action: step.action, region: names[region].clone(), to, text }
+    };
+    steps.map_or(Vec::new(), |steps| steps.iter().map(order).collect())
+}
 
 /// What runs and what a change would gain, then the steps; empty if nothing is known to run.
 pub fn running(plan: &Plan) -> String {

@@ -1,5 +1,6 @@
 //! `meridian plan`: reads what the planner needs, from files or a live mesh, and prints its answer.
 
+mod apply;
 mod running;
 
 use std::io::{IsTerminal, Write};
@@ -8,17 +9,35 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use meridian_topology::command::{Inputs, PlanArgs};
+use meridian_topology::command::{Answer, Inputs, PlanArgs};
 use meridian_topology::plan::Progress;
 
 pub(super) use running::layout;
 
-use super::ask_admin;
+use super::{ask_admin, post_admin};
+use apply::{Endpoint, Executor};
 
 /// A search that takes longer says how far it has come, at this interval.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
+    let answer = plan(args)?;
+    for file in &answer.files {
+        write(&args.config.as_deref().unwrap_or(Path::new(".")).join(&file.path), &file.text)?;
+    }
+    if let (Some(path), Some(page)) = (&args.html, &answer.html) {
+        write(path, page)?;
+    }
+    eprint!("{}", answer.complaint);
+    // A reader that has seen enough, as `head` has, is no failure.
+    let _ = std::io::stdout().write_all(answer.output.as_bytes());
+    if args.apply && answer.status == 0 {
+        return carry_out(args, &answer);
+    }
+    Ok(ExitCode::from(answer.status))
+}
+
+fn plan(args: &PlanArgs) -> anyhow::Result<Answer> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
     };
@@ -33,16 +52,31 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let mut reporter = Reporter::new();
     let answer = args.run_and_report(&inputs, &mut |progress| reporter.report(progress));
     reporter.finish();
-    for file in &answer.files {
-        write(&args.config.as_deref().unwrap_or(Path::new(".")).join(&file.path), &file.text)?;
+    Ok(answer)
+}
+
+/// Carries the steps out after asking, and says what runs then.
+fn carry_out(args: &PlanArgs, answer: &Answer) -> anyhow::Result<ExitCode> {
+    if answer.orders.is_empty() {
+        println!("There is nothing to carry out.");
+        return Ok(ExitCode::SUCCESS);
     }
-    if let (Some(path), Some(page)) = (&args.html, &answer.html) {
-        write(path, page)?;
+    let live = args.live.as_deref().context("--apply needs --live")?;
+    let endpoint = Endpoint { ask: &ask_mesh, post: &post_admin };
+    let executor = Executor::new(endpoint, live, &args.admin)?;
+    executor.check(&answer.orders)?;
+    if !apply::confirmed(args.yes)? {
+        println!("Nothing was changed.");
+        return Ok(ExitCode::FAILURE);
     }
-    eprint!("{}", answer.complaint);
-    // A reader that has seen enough, as `head` has, is no failure.
-    let _ = std::io::stdout().write_all(answer.output.as_bytes());
-    Ok(ExitCode::from(answer.status))
+    for (i, order) in answer.orders.iter().enumerate() {
+        println!("{}. {} ...", i + 1, order.text);
+        executor.carry_out(order).with_context(|| {
+            format!("step {} was not carried out, nor was any after it; run this again to go on", i + 1)
+        })?;
+    }
+    print!("Done.\n\n{}", plan(args)?.output);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a whole file or none: Ctrl-C leaves no half of it.
