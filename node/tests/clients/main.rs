@@ -7,6 +7,8 @@ mod region;
 
 mod authentication;
 mod disk;
+mod edge_cases;
+mod hostile;
 mod limits;
 mod local_sessions;
 mod members;
