@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::compare::{self, CompareArgs};
+use crate::failover::{self, FailoverArgs};
 use crate::latency::{self, LatencyArgs};
 use crate::load::{self, LoadArgs};
+use crate::scale::{self, ScaleArgs};
 use crate::sim::{self, SimArgs};
 
 const EXAMPLES: &str = "\
@@ -16,7 +18,11 @@ Examples:
   meridian-bench load --servers 127.0.0.1:2181 --op set
       Throughput and latency of any ZooKeeper-protocol server.
   meridian-bench compare --seconds 30
-      Apache ZooKeeper and Meridian under the same loads.";
+      Apache ZooKeeper and Meridian under the same loads.
+  meridian-bench failover
+      How long writes stop when a leader dies, stops or hangs.
+  meridian-bench scale
+      What a million znodes, 100,000 sessions and ten million watches cost.";
 
 /// Measures ZooKeeper-protocol servers from outside, as their clients see them.
 #[derive(Debug, Parser)]
@@ -31,6 +37,8 @@ enum Command {
     Latency(LatencyArgs),
     Load(LoadArgs),
     Compare(CompareArgs),
+    Failover(FailoverArgs),
+    Scale(ScaleArgs),
     Sim(SimArgs),
 }
 
@@ -40,6 +48,8 @@ pub fn run() -> ExitCode {
         Command::Latency(args) => block_on(1, latency::run(&args)),
         Command::Load(args) => block_on(args.threads(), load::run(&args)),
         Command::Compare(args) => block_on(args.threads(), compare::run(&args)),
+        Command::Failover(args) => block_on(1, failover::run(&args)),
+        Command::Scale(args) => block_on(1, scale::run(&args)),
         Command::Sim(args) => sim::run(&args),
     };
     result.unwrap_or_else(|error| {

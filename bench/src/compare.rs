@@ -3,8 +3,6 @@
 //! Three voters each, on this machine, with their data in one directory, and the same loads in turn. Both
 //! ensembles run all the time; the one that is not under load does next to nothing.
 
-mod ensemble;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,10 +10,10 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use crate::ensemble::{Ensemble, sync_time};
 use crate::load::{Load, LoadReport, Operation, Shape};
 use crate::mesh::meridian_program;
 use crate::table::Table;
-use ensemble::{Ensemble, sync_time};
 
 /// Nothing that deserves the name of a disk syncs faster than in this many µs.
 const SYNC_US_MIN: f64 = 20.0;

@@ -9,10 +9,13 @@
 pub mod client;
 pub mod command;
 pub mod compare;
+mod ensemble;
 pub mod expectation;
+pub mod failover;
 pub mod latency;
 pub mod load;
 pub mod mesh;
 pub mod process;
+pub mod scale;
 pub mod sim;
 pub mod table;

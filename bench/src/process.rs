@@ -25,6 +25,18 @@ pub fn cpu_time_of_all(pids: &[u32]) -> anyhow::Result<Duration> {
     pids.iter().map(|pid| cpu_time(*pid)).sum()
 }
 
+/// The memory that a process has resident, in bytes.
+///
+/// # Errors
+/// If there is no such process, or no `/proc`.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let file = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&file).with_context(|| format!("no process {pid}: {file}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kilobytes * 1024)
+}
+
 /// utime and stime, the 14th and 15th fields. The 2nd is the program's name in brackets, in which there
 /// may be anything.
 fn ticks(stat: &str) -> Option<u64> {

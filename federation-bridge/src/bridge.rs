@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::resend::{self, Carrier, Queue, Sent};
 use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits, rpc};
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::certificates::{Identity, PeerName};
-use crate::engine::{Responder, invalid_data};
+use crate::engine::{LogBounds, Responder, invalid_data};
 use crate::global::{GlobalGroup, GlobalTiming, InstallGlobal, Machine};
 use crate::lease::{GrantedLeases, HeldLease, LeaseTerms};
 use crate::links::{Forward, Hello, InstallHomed, LANE, Mirror, RegionLink, Stage, kind};
@@ -66,6 +67,8 @@ pub struct BridgeConfig {
     pub peers: Vec<PeerAddress>,
     /// Timeouts of the global group.
     pub timing: GlobalTiming,
+    /// Bounds of the global group's log.
+    pub log_bounds: LogBounds,
     /// How long leases last.
     pub lease: LeaseTerms,
     /// QUIC.
@@ -159,7 +162,7 @@ impl Bridge {
             &name,
             config.transport.clone(),
         )?);
-        let table = digest_of(&config.mesh);
+        let table = config.mesh.fingerprint();
         let links = config
             .mesh
             .region_ids()
@@ -213,9 +216,15 @@ impl Bridge {
         }
         let region_id = self.config.region;
         let links = self.links.iter().map(|(id, link)| (*id, link.another())).collect();
-        let group =
-            GlobalGroup::start(self.region.clone(), region_id, incarnation, links, self.config.timing)
-                .await?;
+        let group = GlobalGroup::start(
+            self.region.clone(),
+            region_id,
+            incarnation,
+            links,
+            self.config.timing,
+            self.config.log_bounds,
+        )
+        .await?;
         let (alive, ended) = watch::channel(());
         let tenure = Arc::new(Tenure { incarnation, group: group.clone(), grants: Mutex::default(), ended });
         let guard = TenureGuard { bridge: self.clone(), tenure: tenure.clone(), _alive: alive };
@@ -234,14 +243,11 @@ impl Bridge {
     fn duties(self: &Arc<Self>, tenure: &Arc<Tenure>) -> JoinSet<()> {
         let mut duties = JoinSet::new();
         let federation = self.region.view().federation().clone();
-        for (orderer, order) in &federation.orders {
-            if *orderer == Orderer::Global || order.home != self.config.region {
-                duties.spawn(self.clone().empty_outbox(tenure.clone(), *orderer));
-            } else if let Orderer::Home(subtree) = orderer {
-                for link in self.links.values() {
-                    duties.spawn(self.clone().feed_mirror(link.another(), *subtree));
-                }
-            }
+        for orderer in federation.orders.keys() {
+            match orderer {
+                Orderer::Global => duties.spawn(self.clone().empty_outbox(tenure.clone(), *orderer)),
+                Orderer::Home(subtree) => duties.spawn(self.clone().serve_homed(tenure.clone(), *subtree)),
+            };
         }
         duties.spawn(self.clone().hold_lease(tenure.clone()));
         duties.spawn(self.clone().grant_leases(tenure.clone()));
@@ -308,6 +314,80 @@ impl Bridge {
         self.config.mesh.subtrees().filter_map(digest).collect()
     }
 
+    /// Does what a region owes a homed subtree, as its home or as one of its mirrors, however often the home
+    /// moves.
+    async fn serve_homed(self: Arc<Self>, tenure: Arc<Tenure>, subtree: SubtreeId) {
+        let orderer = Orderer::Home(subtree);
+        loop {
+            let (home, epoch) = self.home_of(subtree);
+            // A region that was the home may be the only one that has what another lacks.
+            let feeding = self.links.values().map(|link| self.clone().feed_mirror(link.another(), subtree));
+            let feeding = futures::future::join_all(feeding);
+            let serving = async {
+                if home == self.config.region {
+                    feeding.await;
+                } else {
+                    tokio::join!(feeding, self.clone().empty_outbox(tenure.clone(), orderer));
+                }
+            };
+            let moved = async {
+                let mut changes = self.region.changes();
+                while self.home_of(subtree) == (home, epoch) {
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                () = moved => {
+                    let (home, epoch) = self.home_of(subtree);
+                    let home = self.config.mesh.region_name(home).unwrap_or_default();
+                    tracing::info!(subtree, home, epoch, "the home of a subtree has moved");
+                }
+                () = serving => {}
+            }
+        }
+    }
+
+    fn home_of(&self, subtree: SubtreeId) -> (RegionId, u32) {
+        let view = self.region.view();
+        view.federation().orders.get(&Orderer::Home(subtree)).map_or((0, 0), |o| (o.home, o.epoch))
+    }
+
+    /// Moves the home of a subtree from this region to another, which must be reachable: until it has the last
+    /// record of this home nobody orders.
+    ///
+    /// # Errors
+    /// If this server does not speak for the home, or the other region does not answer.
+    pub async fn move_home(&self, subtree: SubtreeId, to: RegionId) -> io::Result<()> {
+        let refused = |reason: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, reason.to_string()));
+        if self.tenure.read().is_none() || self.home_of(subtree).0 != self.config.region {
+            return refused(
+                "this server does not speak for the subtree's home: ask the leader of the home region",
+            );
+        }
+        let Some(link) = self.links.get(&to) else {
+            return refused("the subtree's home is that region already, or there is no such region");
+        };
+        link.ask::<u64>(kind::MIRROR_POSITION, &subtree, ASK_TIMEOUT).await?;
+        expect_applied(self.region.propose(Command::MoveHome { subtree, to }).await?)
+    }
+
+    /// Hands the lead of the global group to another region, which takes it once it is up to date.
+    ///
+    /// # Errors
+    /// If this server does not speak for the region that leads.
+    pub async fn transfer_global(&self, to: RegionId) -> io::Result<()> {
+        let tenure = self.tenure.read().clone();
+        let leading = tenure.filter(|t| t.group.leader() == Some(self.config.region));
+        let Some(tenure) = leading else {
+            let reason = "this server does not speak for the region that leads the global group: ask that one's leader";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        };
+        tenure.group.transfer(to).await
+    }
+
     /// Sends what waits in an outbox to whoever orders it now.
     async fn empty_outbox(self: Arc<Self>, tenure: Arc<Tenure>, orderer: Orderer) {
         let changes = tokio::sync::Mutex::new(self.region.changes());
@@ -329,7 +409,7 @@ impl Bridge {
             };
             let moved = async {
                 match orderer {
-                    Orderer::Global => drop(tenure.group.leader_changed(known).await),
+                    Orderer::Global => tenure.group.leader_changed(known).await,
                     Orderer::Home(_) => std::future::pending().await,
                 }
             };
@@ -347,7 +427,8 @@ impl Bridge {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                () = moved => {}
+                // Without a group there will be no other leader: the tenure is over.
+                goes_on = moved => if !goes_on { return },
             }
         }
     }
@@ -368,11 +449,19 @@ impl Bridge {
         Some(OutboxCarrier::There { link: self.links.get(&target)?.another(), subtree })
     }
 
-    /// Sends the records of a subtree that this region is home of to another region.
+    /// Sends the records of a subtree that this region is home of to another region; of one that it was home
+    /// of, what the other lacks.
     async fn feed_mirror(self: Arc<Self>, link: RegionLink, subtree: SubtreeId) {
         loop {
-            if let Err(error) = self.feed_mirror_until_failure(&link, subtree).await {
-                tracing::debug!(%error, subtree, region = link.region(), "the mirror is fed anew");
+            let is_home = self.home_of(subtree).0 == self.config.region;
+            if !is_home && !self.region.view().federation().mirrors.contains_key(&subtree) {
+                return;
+            }
+            match self.feed_mirror_until_failure(&link, subtree).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::debug!(%error, subtree, region = link.region(), "the mirror is fed anew");
+                }
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
@@ -387,8 +476,17 @@ impl Bridge {
             changes.mark_unchanged();
             let view = self.region.view();
             let federation = view.federation();
-            let reached = federation.orders.get(&orderer).map_or(0, |o| o.position);
-            if position > reached {
+            let order = federation.orders.get(&orderer).cloned().unwrap_or_default();
+            let (reached, epoch) = (order.position, order.epoch);
+            let kept = federation.mirrors.get(&subtree);
+            let is_home = order.home == self.config.region;
+            // The new home feeds what comes after an old one's last record.
+            let end = kept.map_or(0, |m| (m.first + m.records.len() as u64).saturating_sub(1));
+            let target = if is_home { reached } else { end.min(reached) };
+            if !is_home && position >= target && under_way.is_empty() {
+                return Ok(());
+            }
+            if is_home && position > reached {
                 let reason =
                     format!("region {} is at {position}, ahead of the home's {reached}", link.region());
                 tracing::error!(
@@ -398,18 +496,21 @@ impl Bridge {
                 );
                 return Err(io::Error::other(reason));
             }
-            if position < reached && under_way.len() < limits::FORWARDS_IN_FLIGHT_MAX {
-                let kept = federation.mirrors.get(&subtree);
+            if position < target && under_way.len() < limits::FORWARDS_IN_FLIGHT_MAX {
                 match kept.and_then(|m| m.from(position + 1, limits::FORWARD_BYTES_MAX)) {
                     Some(records) if !records.is_empty() => {
                         position += records.len() as u64;
-                        let reply = link.call(kind::MIRROR, &Mirror { subtree, records }).await?;
+                        let reply = link.call(kind::MIRROR, &Mirror { subtree, epoch, records }).await?;
                         under_way.push(in_time(reply));
                     }
                     // The region is further behind than the records that are kept.
                     _ => {
-                        let transfer = link.send_pieces(orderer, view.export(orderer)?).await?;
-                        let request = InstallHomed { subtree, transfer };
+                        let mut pieces = view.export(orderer)?;
+                        if mutant::is(Mutant::DeletionOnEmptySource) {
+                            pieces.truncate(1);
+                        }
+                        let transfer = link.send_pieces(orderer, epoch, pieces).await?;
+                        let request = InstallHomed { subtree, epoch, transfer };
                         expect_applied(link.ask(kind::INSTALL_HOMED, &request, ASK_TIMEOUT).await?)?;
                         position = link.ask(kind::MIRROR_POSITION, &subtree, ASK_TIMEOUT).await?;
                     }
@@ -441,7 +542,10 @@ impl Bridge {
             let left = held.deadline().saturating_sub(sent);
             let patience = if left.is_zero() { ASK_TIMEOUT } else { left.min(ASK_TIMEOUT) };
             match tokio::time::timeout(patience, self.renew(&tenure, lease_epoch)).await {
-                Ok(Ok(())) => self.region.lease_holds_until(held.renewed(sent)),
+                Ok(Ok(())) => {
+                    let from = if mutant::is(Mutant::LeaseFromReceipt) { clock.monotonic() } else { sent };
+                    self.region.lease_holds_until(held.renewed(from));
+                }
                 Ok(Err(error)) => tracing::debug!(%error, "the region's lease was not renewed"),
                 Err(_) => tracing::debug!("the renewal of the region's lease was not answered in time"),
             }
@@ -586,13 +690,6 @@ fn expect_applied(outcome: Outcome) -> io::Result<()> {
         Outcome::Applied => Ok(()),
         other => Err(io::Error::other(format!("the other region answered {other:?}"))),
     }
-}
-
-/// A digest of the table that two regions must have in common.
-fn digest_of(mesh: &Mesh) -> u64 {
-    let bytes = codec::encode(mesh).unwrap_or_default();
-    // FNV-1a: a fingerprint against mistakes, not against attackers, who would need a certificate.
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Ends what belongs to a tenure, however it ends.
@@ -776,7 +873,7 @@ fn encode(value: &impl Serialize) -> Result<Bytes, String> {
 impl RegionConnection {
     fn greet(&self, body: &Bytes) -> Result<Bytes, String> {
         let hello: Hello = decode(body)?;
-        if hello.mesh != digest_of(&self.bridge.config.mesh) {
+        if hello.mesh != self.bridge.config.mesh.fingerprint() {
             let region = self.bridge.config.mesh.region_name(self.from).unwrap_or_default();
             tracing::error!(
                 region,
@@ -821,30 +918,33 @@ impl RegionConnection {
         Ok(ready(encode(&position)))
     }
 
-    /// Only the home of a subtree may say what is in it.
-    fn expect_home(&self, subtree: SubtreeId) -> Result<(), String> {
-        let view = self.bridge.region.view();
-        let home = view.federation().orders.get(&Orderer::Home(subtree)).map(|o| o.home);
-        if home == Some(self.from) { Ok(()) } else { Err("the region is not the subtree's home".into()) }
+    /// Only the home of a subtree may say what is in it: the one known here, or one of a later epoch.
+    fn expect_home(&self, subtree: SubtreeId, epoch: u32) -> Result<(), String> {
+        let (home, known) = self.bridge.home_of(subtree);
+        if home == self.from || epoch > known {
+            Ok(())
+        } else {
+            Err("the region is not the subtree's home".into())
+        }
     }
 
     fn mirror(&self, body: &Bytes) -> Result<Reply, String> {
-        let Mirror { subtree, records } = decode(body)?;
-        self.expect_home(subtree)?;
+        let Mirror { subtree, epoch, records } = decode(body)?;
+        self.expect_home(subtree, epoch)?;
         Ok(self.propose(Command::Mirror { subtree, records }))
     }
 
     fn stage(&self, body: &Bytes) -> Result<Reply, String> {
-        let Stage { orderer, transfer, piece, bytes } = decode(body)?;
+        let Stage { orderer, epoch, transfer, piece, bytes } = decode(body)?;
         if let Orderer::Home(subtree) = orderer {
-            self.expect_home(subtree)?;
+            self.expect_home(subtree, epoch)?;
         }
         Ok(self.propose(Command::Stage { orderer, transfer, piece, bytes }))
     }
 
     fn install_homed(&self, body: &Bytes) -> Result<Reply, String> {
-        let InstallHomed { subtree, transfer } = decode(body)?;
-        self.expect_home(subtree)?;
+        let InstallHomed { subtree, epoch, transfer } = decode(body)?;
+        self.expect_home(subtree, epoch)?;
         Ok(self.propose(Command::Install { orderer: Orderer::Home(subtree), transfer, global: None }))
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits, rpc};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::{BasicNode, ProgressResponder};
@@ -60,7 +61,7 @@ impl Default for GlobalTiming {
 /// A snapshot of the global order costs nothing until a region asks for it, so it may be taken often.
 const ENTRIES_PER_SNAPSHOT: u64 = 20_000;
 /// The log is part of the region's replicated state, which every server of the region has in memory.
-const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 16 << 20, bytes_kept: 16 << 20 };
+pub const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 16 << 20, bytes_kept: 16 << 20 };
 
 type Raft = openraft::Raft<TypeConfig, Machine>;
 
@@ -82,6 +83,7 @@ impl GlobalGroup {
         incarnation: Incarnation,
         links: BTreeMap<RegionId, RegionLink>,
         timing: GlobalTiming,
+        log_bounds: LogBounds,
     ) -> io::Result<Self> {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let config = Config {
@@ -122,7 +124,7 @@ impl GlobalGroup {
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
         }
-        tokio::spawn(engine::bound_log(raft.clone(), memory, LOG_BOUNDS));
+        tokio::spawn(engine::bound_log(raft.clone(), memory, log_bounds));
         Ok(Self { raft })
     }
 
@@ -191,6 +193,11 @@ impl GlobalGroup {
     pub async fn confirm_leadership(&self) -> io::Result<()> {
         let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
         confirmed.map(drop).map_err(|e| io::Error::other(e.to_string()))
+    }
+
+    /// Asks another region to lead.
+    pub(crate) async fn transfer(&self, to: RegionId) -> io::Result<()> {
+        self.raft.trigger().transfer_leader(u64::from(to)).await.map_err(|e| io::Error::other(e.to_string()))
     }
 
     /// Answers the engine's requests of one connection.
@@ -288,7 +295,7 @@ impl Link for GlobalLink {
         Box::pin(async move {
             let link = self.link.as_ref().ok_or(io::ErrorKind::NotFound)?;
             let last = snapshot.meta.last_log_id.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
-            let transfer = link.send_pieces(Orderer::Global, snapshot.snapshot.pieces()?).await?;
+            let transfer = link.send_pieces(Orderer::Global, 0, snapshot.snapshot.pieces()?).await?;
             let members = (&snapshot.meta.last_membership).into();
             link.install_global(&InstallGlobal { vote, last: last.into(), members, transfer }).await
         })
@@ -416,6 +423,11 @@ impl RaftLogStorage<TypeConfig> for Store {
         }
         // The regional commit runs beside the sending to other regions, not before it.
         let change = self.change(GlobalChange::Append(stored));
+        if mutant::is(Mutant::GlobalAckBeforeCommit) {
+            tokio::spawn(change);
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         tokio::spawn(async move { callback.io_completed(change.await) });
         Ok(())
     }

@@ -55,6 +55,8 @@ pub(crate) struct Forward {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Mirror {
     pub(crate) subtree: SubtreeId,
+    /// The epoch of the order at the region that sends them.
+    pub(crate) epoch: u32,
     pub(crate) records: Vec<Bytes>,
 }
 
@@ -62,6 +64,8 @@ pub(crate) struct Mirror {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Stage {
     pub(crate) orderer: Orderer,
+    /// The epoch of the order at the region that sends it.
+    pub(crate) epoch: u32,
     pub(crate) transfer: u64,
     pub(crate) piece: u32,
     pub(crate) bytes: Bytes,
@@ -71,6 +75,8 @@ pub(crate) struct Stage {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct InstallHomed {
     pub(crate) subtree: SubtreeId,
+    /// The epoch of the order at the region that sends it.
+    pub(crate) epoch: u32,
     pub(crate) transfer: u64,
 }
 
@@ -177,13 +183,18 @@ impl RegionLink {
     }
 
     /// Stages the pieces of a snapshot in the region; returns the transfer's number.
-    pub(crate) async fn send_pieces(&self, orderer: Orderer, pieces: Vec<Bytes>) -> io::Result<u64> {
+    pub(crate) async fn send_pieces(
+        &self,
+        orderer: Orderer,
+        epoch: u32,
+        pieces: Vec<Bytes>,
+    ) -> io::Result<u64> {
         // Only one transfer is staged in a region at a time; the number tells its pieces from stray ones.
         let transfer = pieces
             .iter()
             .fold(pieces.len() as u64, |sum, p| sum.wrapping_mul(31).wrapping_add(u64::from(crc_of(p))));
         for (piece, bytes) in (0u32..).zip(pieces) {
-            let stage = Stage { orderer, transfer, piece, bytes };
+            let stage = Stage { orderer, epoch, transfer, piece, bytes };
             match self.ask(kind::STAGE, &stage, PIECE_TIMEOUT).await? {
                 Outcome::Applied => {}
                 other => return Err(io::Error::other(format!("a snapshot piece was answered {other:?}"))),

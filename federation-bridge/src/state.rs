@@ -17,6 +17,7 @@ use bytes::Bytes;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits};
 
 use crate::mesh::{Mesh, Mode, Orderer, RegionId, SubtreeId};
@@ -56,7 +57,7 @@ pub struct Order {
     pub position: u64,
     /// The last outbox number applied from each region.
     pub cursors: OrdMap<RegionId, u64>,
-    /// How often each region's ephemerals were taken away as a whole. A request that would make an
+    /// The lease epoch of each region whose ephemerals were last taken away as a whole. A request that would make an
     /// ephemeral carries the number its region knew, and has no effect if it is an old one.
     pub lease_epochs: OrdMap<RegionId, u64>,
 }
@@ -92,10 +93,30 @@ impl Order {
         self.zxid()
     }
 
+    /// What a position changes of the order itself.
+    fn take_note_of(&mut self, content: &Content) {
+        match content {
+            Content::Request { region, sequence, .. } if *sequence > 0 => {
+                self.cursors.insert(*region, *sequence);
+            }
+            Content::Request { .. } => {}
+            Content::ExpireRegion { region, lease_epoch } => {
+                self.lease_epochs.insert(*region, *lease_epoch);
+            }
+            Content::MoveHome { to, lease_epoch } => {
+                self.lease_epochs.insert(self.home, *lease_epoch);
+                self.home = *to;
+                self.enter_epoch(self.epoch.saturating_add(1));
+            }
+        }
+    }
+
     /// Whether the request `sequence` of `region` is the next one: moves the cursor if so.
     fn admit(&mut self, region: RegionId, sequence: u64) -> Admission {
         let cursor = self.cursors.get(&region).copied().unwrap_or(0);
-        if sequence <= cursor {
+        if sequence <= cursor && mutant::is(Mutant::ResentForwardApplied) {
+            Admission::Next
+        } else if sequence <= cursor {
             Admission::Repeated
         } else if sequence == cursor + 1 {
             self.cursors.insert(region, sequence);
@@ -185,7 +206,7 @@ impl MirrorLog {
         }
         self.bytes += record.len();
         self.records.push_back(record);
-        while self.records.len() > limits::MIRROR_RECORDS_MAX || self.bytes > limits::MIRROR_BYTES_MAX {
+        while self.records.len() > limits::mirror_records_max() || self.bytes > limits::MIRROR_BYTES_MAX {
             let Some(old) = self.records.pop_front() else { break };
             self.bytes -= old.len();
             self.first += 1;
@@ -241,6 +262,15 @@ pub enum Content {
     ExpireRegion {
         /// The region.
         region: RegionId,
+        /// Its lease epoch from then on.
+        lease_epoch: u64,
+    },
+    /// From the next position on another region orders.
+    MoveHome {
+        /// The new home.
+        to: RegionId,
+        /// The lease epoch of the old home, whose own ephemerals were its own affair so far.
+        lease_epoch: u64,
     },
 }
 
@@ -382,6 +412,13 @@ pub enum Command {
         /// The lease that lapsed; an old number has no effect.
         lease_epoch: u64,
     },
+    /// This region hands a subtree that it is home of to another.
+    MoveHome {
+        /// The subtree.
+        subtree: SubtreeId,
+        /// The new home.
+        to: RegionId,
+    },
 }
 
 /// The engine's view of a snapshot of the global order.
@@ -503,14 +540,56 @@ impl Federation {
         }
         let order = self.orders.get_mut(&orderer)?;
         let zxid = order.next_zxid();
-        if let Content::ExpireRegion { region } = content {
-            *order.lease_epochs.entry(region).or_insert(0) += 1;
-        }
         let record = MirrorRecord { position: order.position, zxid, time_ms, content };
+        order.take_note_of(&record.content);
         // A record is bounded by the client frame it came in, so it always encodes.
         let bytes = codec::encode(&record).ok()?;
         self.mirrors.entry(subtree).or_default().push(record.position, bytes.into());
-        Some(self.deliver(orderer, zxid, time_ms, record.content))
+        self.deliver(orderer, zxid, time_ms, record.content)
+    }
+
+    /// What a region owes a subtree that it has just become home of: it orders what waits in its own outbox,
+    /// and takes away the ephemerals of regions whose leases ended while the home was on its way.
+    pub fn begin_home(&mut self, subtree: SubtreeId, time_ms: i64) -> Vec<Delivery> {
+        let orderer = Orderer::Home(subtree);
+        if !self.orders_here(orderer) {
+            return Vec::new();
+        }
+        // Records of an earlier time as home do not join on to those that come now.
+        self.mirrors.remove(&subtree);
+        let mut deliveries = Vec::new();
+        let ended: Vec<(RegionId, u64)> =
+            self.orders.get(&Orderer::Global).iter().flat_map(|o| o.lease_epochs.clone()).collect();
+        for (region, lease_epoch) in ended {
+            deliveries.extend(self.expire_in(subtree, region, lease_epoch, time_ms));
+        }
+        let waiting: Vec<(u64, Bytes)> = self
+            .outboxes
+            .get(&orderer)
+            .iter()
+            .flat_map(|outbox| outbox.requests.iter().map(|(n, p)| (*n, p.request.clone())))
+            .collect();
+        for (sequence, request) in waiting {
+            let region = self.region;
+            let admitted = self
+                .orders
+                .get_mut(&orderer)
+                .is_some_and(|order| order.admit(region, sequence) == Admission::Next);
+            if admitted {
+                let content = Content::Request { region, sequence, request };
+                deliveries.extend(self.order(subtree, time_ms, content));
+            }
+        }
+        deliveries
+    }
+
+    fn move_home(&mut self, subtree: SubtreeId, to: RegionId, time_ms: i64) -> (Outcome, Vec<Delivery>) {
+        if !self.orders_here(Orderer::Home(subtree)) || to == self.region || to == 0 {
+            return (Outcome::Refused, Vec::new());
+        }
+        let lease_epoch = self.orders.get(&Orderer::Global).map_or(0, |o| o.lease_epoch(self.region));
+        self.order(subtree, time_ms, Content::MoveHome { to, lease_epoch });
+        (Outcome::Applied, Vec::new())
     }
 
     /// Applies a command of the region's log.
@@ -521,14 +600,16 @@ impl Federation {
                 (Outcome::Applied, Vec::new())
             }
             Command::AcquireGlobal { .. } => (Outcome::Fenced, Vec::new()),
-            Command::Global { incarnation, change } if incarnation == self.incarnation => {
+            Command::Global { incarnation, change }
+                if incarnation == self.incarnation || mutant::is(Mutant::UnfencedIncarnation) =>
+            {
                 self.apply_global(change, time_ms)
             }
             Command::Global { .. } => (Outcome::Fenced, Vec::new()),
             Command::Forward { subtree, region, first, requests } => {
                 self.apply_forward(subtree, region, first, requests, time_ms)
             }
-            Command::Mirror { subtree, records } => self.apply_mirror(subtree, &records),
+            Command::Mirror { subtree, records } => self.apply_mirror(subtree, &records, time_ms),
             Command::Stage { orderer, transfer, piece, bytes } => {
                 (self.apply_stage(orderer, transfer, piece, bytes), Vec::new())
             }
@@ -541,6 +622,7 @@ impl Federation {
                     (Outcome::Refused, Vec::new())
                 }
             }
+            Command::MoveHome { subtree, to } => self.move_home(subtree, to, time_ms),
         }
     }
 
@@ -598,7 +680,7 @@ impl Federation {
                     }
                     let zxid = order.next_zxid();
                     let content = Content::Request { region, sequence, request };
-                    deliveries.push(self.deliver(Orderer::Global, zxid, time_ms, content));
+                    deliveries.extend(self.deliver(Orderer::Global, zxid, time_ms, content));
                 }
             }
             GlobalCommand::ExpireRegion { region, lease_epoch, time_ms } => {
@@ -606,14 +688,11 @@ impl Federation {
                     return;
                 }
                 let zxid = order.next_zxid();
-                order.lease_epochs.insert(region, lease_epoch + 1);
-                deliveries.push(self.deliver(
-                    Orderer::Global,
-                    zxid,
-                    time_ms,
-                    Content::ExpireRegion { region },
-                ));
-                self.expire_region_in_own_subtrees(region, now_ms, deliveries);
+                let lease_epoch = lease_epoch + 1;
+                let content = Content::ExpireRegion { region, lease_epoch };
+                order.take_note_of(&content);
+                deliveries.extend(self.deliver(Orderer::Global, zxid, time_ms, content));
+                self.expire_region_in_own_subtrees(region, lease_epoch, now_ms, deliveries);
             }
         }
     }
@@ -622,12 +701,10 @@ impl Federation {
     fn expire_region_in_own_subtrees(
         &mut self,
         region: RegionId,
+        lease_epoch: u64,
         time_ms: i64,
         deliveries: &mut Vec<Delivery>,
     ) {
-        if region == self.region {
-            return;
-        }
         let subtrees: Vec<SubtreeId> = self
             .orders
             .iter()
@@ -637,8 +714,23 @@ impl Federation {
             })
             .collect();
         for subtree in subtrees {
-            deliveries.extend(self.order(subtree, time_ms, Content::ExpireRegion { region }));
+            deliveries.extend(self.expire_in(subtree, region, lease_epoch, time_ms));
         }
+    }
+
+    /// Takes the ephemerals of another region away, unless that was done for this lease before.
+    fn expire_in(
+        &mut self,
+        subtree: SubtreeId,
+        region: RegionId,
+        lease_epoch: u64,
+        time_ms: i64,
+    ) -> Option<Delivery> {
+        let known = self.orders.get(&Orderer::Home(subtree))?.lease_epoch(region);
+        if region == self.region || known >= lease_epoch {
+            return None;
+        }
+        self.order(subtree, time_ms, Content::ExpireRegion { region, lease_epoch })
     }
 
     fn apply_forward(
@@ -666,41 +758,56 @@ impl Federation {
         (Outcome::Applied, deliveries)
     }
 
-    fn apply_mirror(&mut self, subtree: SubtreeId, records: &[Bytes]) -> (Outcome, Vec<Delivery>) {
-        let orderer = Orderer::Home(subtree);
+    fn apply_mirror(
+        &mut self,
+        subtree: SubtreeId,
+        records: &[Bytes],
+        time_ms: i64,
+    ) -> (Outcome, Vec<Delivery>) {
+        let was_home = self.orders_here(Orderer::Home(subtree));
         let mut deliveries = Vec::new();
+        let outcome = self.apply_records(subtree, records, &mut deliveries);
+        if !was_home && self.orders_here(Orderer::Home(subtree)) {
+            deliveries.extend(self.begin_home(subtree, time_ms));
+        }
+        (outcome, deliveries)
+    }
+
+    fn apply_records(
+        &mut self,
+        subtree: SubtreeId,
+        records: &[Bytes],
+        deliveries: &mut Vec<Delivery>,
+    ) -> Outcome {
+        let orderer = Orderer::Home(subtree);
         for bytes in records {
-            let Ok(record) = codec::decode::<MirrorRecord>(bytes) else {
-                return (Outcome::Refused, deliveries);
-            };
+            let Ok(record) = codec::decode::<MirrorRecord>(bytes) else { return Outcome::Refused };
             let Some(order) = self.orders.get_mut(&orderer).filter(|o| o.home != self.region) else {
-                return (Outcome::Refused, deliveries);
+                return Outcome::Refused;
             };
             if record.position <= order.position {
+                if mutant::is(Mutant::MirrorAppliedTwice) {
+                    deliveries.extend(self.deliver(orderer, record.zxid, record.time_ms, record.content));
+                }
                 continue;
             }
             if record.position != order.position + 1 {
-                return (Outcome::Gap, deliveries);
+                return Outcome::Gap;
             }
             order.position = record.position;
             order.epoch = u32::try_from(record.zxid >> 32).unwrap_or(order.epoch);
             order.counter = u32::try_from(record.zxid & 0xffff_ffff).unwrap_or(order.counter);
-            match &record.content {
-                Content::Request { region, sequence, .. } if *sequence > 0 => {
-                    order.cursors.insert(*region, *sequence);
-                }
-                Content::Request { .. } => {}
-                Content::ExpireRegion { region } => *order.lease_epochs.entry(*region).or_insert(0) += 1,
-            }
-            deliveries.push(self.deliver(orderer, record.zxid, record.time_ms, record.content));
+            order.take_note_of(&record.content);
+            deliveries.extend(self.deliver(orderer, record.zxid, record.time_ms, record.content));
         }
-        (Outcome::Applied, deliveries)
+        Outcome::Applied
     }
 
     /// Turns a position of an order into what the tree must do, and settles the outbox.
-    fn deliver(&mut self, orderer: Orderer, zxid: i64, time_ms: i64, content: Content) -> Delivery {
-        match content {
-            Content::ExpireRegion { region } => Delivery::ExpireRegion { orderer, zxid, time_ms, region },
+    fn deliver(&mut self, orderer: Orderer, zxid: i64, time_ms: i64, content: Content) -> Option<Delivery> {
+        Some(match content {
+            Content::MoveHome { .. } => return None,
+            Content::ExpireRegion { region, .. } => Delivery::ExpireRegion { orderer, zxid, time_ms, region },
             Content::Request { region, sequence, request } => {
                 let settled = (region == self.region && sequence > 0)
                     .then(|| self.outboxes.get_mut(&orderer)?.settle(sequence))
@@ -710,7 +817,7 @@ impl Federation {
                 let lease_epoch = self.orders.get(&orderer).map_or(0, |o| o.lease_epoch(region));
                 Delivery::Request { orderer, zxid, time_ms, region, lease_epoch, request, caller }
             }
-        }
+        })
     }
 
     fn apply_stage(&mut self, orderer: Orderer, transfer: u64, piece: u32, bytes: Bytes) -> Outcome {

@@ -141,6 +141,7 @@ impl Server {
             listen: addresses.bridges[region][server],
             peers: peers.collect(),
             timing: Default::default(),
+            log_bounds: meridian_bridge::global::LOG_BOUNDS,
             lease: Default::default(),
             transport: Default::default(),
         };
@@ -303,4 +304,78 @@ async fn regions_share_subtrees_and_survive_the_loss_of_leaders() {
     for server in regions.iter().flatten() {
         assert_eq!(server.view.load().state.tree.digest(1), digest);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_home_of_a_subtree_moves_and_comes_back_while_all_regions_write() {
+    start_log();
+    let dir = tempfile::tempdir().unwrap();
+    let environment = Environment::production();
+    let authority = Authority::create(&*environment.clock, 2).unwrap();
+    let all = addresses(1);
+    let mut servers = Vec::new();
+    for region in 0..3 {
+        servers.push(Server::start(region, 0, &all, &authority, dir.path()).await);
+    }
+    for server in &mut servers {
+        server.until("the table is formed", |s| has(s, "/shared")).await;
+        server.open_session().await;
+    }
+    assert_eq!(servers[1].create("/shared/held", 1).await, ErrorCode::Ok);
+    let bridges: Vec<Arc<Bridge>> = servers.iter().map(|s| s.bridge.clone()).collect();
+    let writers: Vec<JoinHandle<Server>> = servers
+        .into_iter()
+        .enumerate()
+        .map(|(region, mut server)| {
+            tokio::spawn(async move {
+                for i in 0..300 {
+                    let path = format!("/shared/{region}-{i}");
+                    assert_eq!(server.create(&path, 0).await, ErrorCode::Ok, "{path}");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                server
+            })
+        })
+        .collect();
+    // From region 1 to 3, to 2 and back; only the home itself can hand it on.
+    for (home, to) in [(1, 3), (3, 2), (2, 1)] {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(bridges[to as usize - 1].move_home(2, to).await.is_err());
+        let moving = async {
+            // The region that it came to may not know yet.
+            while bridges[home as usize - 1].move_home(2, to).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), moving).await.unwrap();
+    }
+    let mut servers = Vec::new();
+    for writer in writers {
+        servers.push(tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap());
+    }
+    for server in &servers {
+        server
+            .until("all writes arrive once", |s| {
+                (0..3).all(|region| has(s, &format!("/shared/{region}-299")))
+                    && s.tree.get("/shared").unwrap().times.cversion == 901
+            })
+            .await;
+    }
+    let of = |server: &Server| {
+        let state = server.view.load().state.clone();
+        let order = state.federation.orders.values().find(|o| o.home != 0).unwrap().clone();
+        (state.tree.digest(2), order.home, order.epoch, order.position)
+    };
+    servers[0].until("the home is back", |s| s.federation.orders.values().any(|o| o.home == 1)).await;
+    assert_eq!(of(&servers[0]).2, 4, "three moves");
+    for server in &servers[1..] {
+        let expected = of(&servers[0]);
+        server
+            .until("the order arrives", |s| s.federation.orders.values().any(|o| o.position == expected.3))
+            .await;
+        assert_eq!(of(server), expected);
+    }
+    // A session's ephemeral goes with it, wherever the home is.
+    assert_eq!(servers[1].request(&Request::CloseSession).await, ErrorCode::Ok);
+    servers[2].until("the ephemeral goes", |s| !has(s, "/shared/held")).await;
 }

@@ -166,6 +166,7 @@ codes! {
     AssumedTail, "assumed-tail", Note, "Only the median is known; the tail is assumed.";
     Assumed, "assumed", Note, "A default that decides something was used.";
     SlowPreference, "slow-preference", Note, "The preferred leader region is not the fastest.";
+    Bounded, "bounded-search", Warning, "Too many layouts to look at them all.";
     Infeasible, "infeasible", Warning, "No layout meets the requirements.";
 }
 

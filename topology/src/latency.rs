@@ -198,10 +198,14 @@ impl Model {
     /// From the release of a lock in `from` until a waiter in `to` knows that it holds it, ms:
     /// half a write there, the event's way here, and a listing.
     pub fn hand_off_ms(&self, layout: &Layout, from: usize, to: usize) -> f64 {
-        let leader = layout.leader;
+        self.hand_off_at_commit_ms(layout.leader, from, to, self.commit_ms(layout))
+    }
+
+    /// The same when `leader` commits after `commit_ms`.
+    pub fn hand_off_at_commit_ms(&self, leader: usize, from: usize, to: usize, commit_ms: f64) -> f64 {
         self.client_rtt_ms / 2.0
             + self.rtt_ms[from][leader] / 2.0
-            + self.commit_ms(layout)
+            + commit_ms
             + self.rtt_ms[leader][to] / 2.0
             + self.client_rtt_ms / 2.0
             + self.client_rtt_ms

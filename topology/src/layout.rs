@@ -208,7 +208,10 @@ impl Space {
     /// leader's region that must hold an even number, and regions that must vote and are even in
     /// number.
     pub fn walk(&self, nearest_first: &[Vec<usize>], guide: &mut impl Guide) {
-        for Start { design, leader, at_leader, total } in self.starts() {
+        let starts = self.starts();
+        let count = starts.len();
+        for (i, Start { design, leader, at_leader, total }) in starts.into_iter().enumerate() {
+            guide.begin(count - i);
             let voters = vec![0; self.may_lead.len()];
             let mut walk = Walk { space: self, design, leader, total, voters };
             walk.voters[leader] = at_leader;
@@ -309,6 +312,11 @@ fn walk_left(design: Design, at_leader: u8, total: u8) -> u8 {
 
 /// Steers a walk through the layouts.
 pub trait Guide {
+    /// One of the `parts_left` parts of the walk begins: a leader, its voters and a total.
+    fn begin(&mut self, parts_left: usize) {
+        let _ = parts_left;
+    }
+
     /// Whether no completion of `partial` is of interest.
     fn cut(&mut self, partial: &Partial<'_>) -> bool;
 

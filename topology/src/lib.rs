@@ -25,7 +25,8 @@
 //! ```
 //!
 //! The parts, in the order of their use: [`matrix`] reads and checks round trips; [`scenario`]
-//! reads what to plan for; [`layout`] enumerates layouts; [`latency`], [`survival`],
+//! reads what to plan for, [`live`]
+//! what runs; [`layout`] enumerates layouts; [`latency`], [`survival`],
 //! [`availability`], [`quorum`] and [`cost`] judge them; [`plan`] searches and ranks; [`timing`] derives timeouts;
 //! [`report`] and [`command`] present it all.
 
@@ -35,6 +36,7 @@ pub mod cost;
 pub mod diagnostic;
 pub mod latency;
 pub mod layout;
+pub mod live;
 pub mod matrix;
 pub mod plan;
 pub mod quorum;

@@ -2,6 +2,7 @@
 //! that nothing beats on every count; and, where none fits, what to relax.
 
 mod bound;
+mod change;
 mod forecast;
 mod relax;
 mod search;
@@ -11,9 +12,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use change::{Action, Change, GAIN_MS_MIN, GAIN_SHARE_MIN, Step, steps};
 pub use forecast::{ClientLatency, Forecast, Latency, Situation};
 pub use relax::{Infeasible, Relaxation};
-pub use search::{Figures, Standing};
+pub use search::{Figures, Progress, Standing};
 
 use crate::availability::BudgetItem;
 use crate::diagnostic::{Code, Diagnostic};
@@ -22,7 +24,7 @@ use crate::layout::{Design, Layout};
 use crate::quorum::QuorumFigures;
 use crate::scenario::{Scenario, World};
 use crate::survival::AfterLoss;
-use crate::timing::Timing;
+use crate::timing::{Misfit, Timing};
 use search::Search;
 
 /// What the best layout has the least of. Figures are write latencies as clients see them.
@@ -81,6 +83,9 @@ pub struct Plan {
     pub world: World,
     /// Layouts compared: looked at, or shown to be no better than one that was.
     pub considered: u64,
+    /// How much less of the objective a layout could have that was not looked at, ms; zero when the
+    /// best is proved to be the best.
+    pub gap_ms: f64,
     /// The best layouts and those on the Pareto front, best first; at most [`LISTED_MAX`] beside
     /// the front.
     pub layouts: Vec<Assessment>,
@@ -94,6 +99,8 @@ pub struct Plan {
     pub homes: Option<Homes>,
     /// All latencies of the best layout.
     pub forecast: Option<Forecast>,
+    /// What runs now, beside the best layout.
+    pub change: Option<Change>,
     /// What the best layout's unavailability is made of.
     pub budget: Vec<BudgetItem>,
     /// Findings about the input.
@@ -174,11 +181,21 @@ pub struct Homes {
 
 /// Compares the layouts that `scenario` allows. Errors in the scenario are returned as findings.
 pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagnostic>> {
+    plan_and_report(scenario, objective, &mut |_| {})
+}
+
+/// [`plan`] that tells how far it has come, from time to time.
+pub fn plan_and_report(
+    scenario: &Scenario,
+    objective: Objective,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Plan, Vec<Diagnostic>> {
     let (world, mut diagnostics) = scenario.world()?;
     let keep = if world.space.count() <= LISTED_ALL { LISTED_MAX } else { LISTED_OF_MANY };
-    let found = Search::new(&world, objective, keep).run();
+    let found = Search::new(&world, objective, keep, progress).run();
     let mut assessor = Assessor::new(&world);
     let layouts: Vec<Assessment> = found
+        .standings
         .iter()
         .map(|standing| Assessment { on_front: standing.on_front, ..assessor.assess(&standing.layout) })
         .collect();
@@ -191,24 +208,33 @@ pub fn plan(scenario: &Scenario, objective: Objective) -> Result<Plan, Vec<Diagn
         diagnostics.push(infeasible.diagnostic());
     }
     let best = recommended.map(|index| &layouts[index]);
+    let best_ms = best.map_or(f64::INFINITY, |best| best.objective_ms(objective));
+    let gap_ms = (best_ms - found.bound_ms).max(0.0);
+    if found.bound_ms.is_finite() {
+        diagnostics.push(bounded(&world, best.is_some(), gap_ms, found.bound_ms));
+    }
     let homes = best.map(|best| Homes::of(&world, &best.layout));
     if let Some(best) = best {
         diagnostics.extend(slow_preference(&world, objective, best, &layouts));
     }
     let timing = best.map(|best| Timing::derive(&world, &best.layout));
     let forecast = best.map(|best| Forecast::of(&world, &best.layout));
+    let change = best.and_then(|best| Change::to(&world, best, objective));
+    diagnostics.extend(change.iter().flat_map(|change| &change.misfits).map(unfit));
     let budget = best.map_or(Vec::new(), |best| world.failures.budget(&best.layout));
     diagnostics.extend(timing.as_ref().and_then(|timing| short_sessions(&world, timing)));
     Ok(Plan {
         name: scenario.name.clone(),
         objective,
         considered: world.space.count(),
+        gap_ms,
         layouts,
         recommended,
         infeasible,
         timing,
         homes,
         forecast,
+        change,
         budget,
         diagnostics,
         world,
@@ -314,13 +340,18 @@ impl<'w> Assessor<'w> {
 
 impl Homes {
     /// A homed subtree's write is one commit of its region's ensemble: as many servers as the
-    /// best layout has there, three where it has fewer and may have them.
+    /// best layout has there, three where it has fewer and may have them. From elsewhere the way there
+    /// comes on top, and what [`crate::latency::Pipeline`] adds.
     fn of(world: &World, best: &Layout) -> Homes {
         let model = &world.model;
         let regions = 0..model.regions.len();
         let write_ms = |client: usize, home: usize| {
             let servers = best.servers(home).max(world.space.voters_max_per_region[home].min(3));
-            model.client_rtt_ms + model.rtt_ms[client][home] + model.local_commit_ms(servers)
+            let own_commits = if client == home { 0 } else { model.pipeline.commits() };
+            model.client_rtt_ms
+                + model.rtt_ms[client][home]
+                + model.local_commit_ms(servers)
+                + f64::from(own_commits) * model.client_region_commit_ms(best, client)
         };
         let able = |home: &usize| world.space.voters_max_per_region[*home] > 0 && !model.witness[*home];
         let nearest = |client: usize| {
@@ -333,6 +364,35 @@ impl Homes {
         let mean_write_ms = model.mean_over_clients(|client| write_ms[client]);
         Homes { home, write_ms, mean_write_ms }
     }
+}
+
+/// Says that not every layout was looked at, and what that may have cost.
+fn bounded(world: &World, found_one: bool, gap_ms: f64, bound_ms: f64) -> Diagnostic {
+    let count = world.space.count();
+    let message = match found_one {
+        true if gap_ms <= 0.0 => {
+            format!("of {count} layouts a part was looked at; the others are proved to be no better")
+        }
+        true => format!(
+            "of {count} layouts a part was looked at: another may be better, by at most {gap_ms:.1} ms (none is below \
+             {bound_ms:.1} ms)"
+        ),
+        false => format!("of {count} layouts a part was looked at, and none of it fits"),
+    };
+    Diagnostic::new(Code::Bounded, "max_voters", message).suggest(
+        "lower max_voters or max_per_region_default, or list regions under never_vote, to have all looked at",
+    )
+}
+
+/// Says which timeout in use is too short.
+fn unfit(misfit: &Misfit) -> Diagnostic {
+    let Misfit { name, value, least, unit, reason } = misfit;
+    Diagnostic::new(
+        Code::Unfit,
+        format!("current.timing.{name}"),
+        format!("{value} {unit} is too short: {reason}"),
+    )
+    .suggest(format!("set it to {least:.0} or more"))
 }
 
 /// Says when the sessions that clients ask for do not outlive a failover.

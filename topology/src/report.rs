@@ -2,10 +2,14 @@
 
 mod configuration;
 mod explanation;
+mod html;
 mod json;
+mod running;
 mod text;
 
 pub use configuration::{File, configuration};
 pub use explanation::explanation;
+pub use html::html;
 pub use json::{json, refusal_json};
+pub use running::{Order, orders, running};
 pub use text::{comparison, findings, text};

@@ -4,6 +4,7 @@
 mod check;
 mod place;
 mod read;
+mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,17 +13,19 @@ use serde::Deserialize;
 
 pub use place::Source;
 pub use read::{parse, parse_json, parse_toml};
+pub use world::{Ceilings, Running, World};
 
 use crate::availability::{FailureModel, Failures, ZONES_PER_REGION};
 use crate::cost::{Prices, Traffic};
 use crate::diagnostic::{Code, Diagnostic, Level, has_errors};
 use crate::latency::{Distribution, Measured, Model, Pipeline};
-use crate::layout::{Design, Layout, Space};
+use crate::layout::{Design, Space};
 use crate::matrix::{Matrix, RoundTrip};
 use crate::survival::Succession;
 use crate::timing::Assumptions;
 
-/// Most layouts that are searched: about half a minute's work.
+/// Most layouts that are searched whole: about half a minute's work. Of more, the search looks at a
+/// part, and says how far from the best its answer may be.
 pub const LAYOUTS_MAX: u64 = 3_000_000_000;
 
 /// What to plan for. Times are milliseconds; everything but the regions and their round trips has
@@ -246,158 +249,6 @@ pub struct Requirements {
     pub max_cost: Option<f64>,
 }
 
-/// A checked scenario, ready to be searched.
-#[derive(Clone, Debug)]
-pub struct World {
-    /// Times.
-    pub model: Model,
-    /// The layouts allowed.
-    pub space: Space,
-    /// Who leads after a loss.
-    pub succession: Succession,
-    /// Failures.
-    pub failures: Failures,
-    /// Zones per region.
-    pub zones: Vec<Zones>,
-    /// Latitude and longitude per region, where known.
-    pub coordinates: Vec<Option<[f64; 2]>>,
-    /// Share of the reads that comes from each region; adds up to one.
-    pub read_shares: Vec<f64>,
-    /// Regions that must be survivable.
-    pub survive_regions: usize,
-    /// Further voters beside one region; zero asks for nothing.
-    pub region_loss_plus_voters: usize,
-    /// Figures not to exceed.
-    pub ceilings: Ceilings,
-    /// What things cost.
-    pub prices: Prices,
-    /// How much is written.
-    pub traffic: Traffic,
-    /// What timeouts are derived from.
-    pub assumptions: Assumptions,
-    /// The session timeout that clients ask for, ms.
-    pub session_timeout_ms: Option<f64>,
-    /// What runs now.
-    pub current: Option<Running>,
-}
-
-/// Figures that a layout must not exceed; infinite where nothing is asked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ceilings {
-    /// The mean write, ms.
-    pub mean_write_ms: f64,
-    /// The longest write, ms.
-    pub worst_write_ms: f64,
-    /// The mean write after the worst loss, ms.
-    pub after_loss_ms: f64,
-    /// The write of each region, ms.
-    pub write_ms: Vec<f64>,
-    /// The cost of a month.
-    pub cost: f64,
-}
-
-/// A layout that runs, with the timeouts that are known of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Running {
-    /// The layout.
-    pub layout: Layout,
-    /// Timeouts by the names that the plan gives them, in its units.
-    pub timing: BTreeMap<String, f64>,
-}
-
-impl World {
-    /// The requirements that `layout` does not meet, in words.
-    pub fn violations(&self, layout: &Layout) -> Vec<String> {
-        let names = &self.model.regions;
-        let mut violations = Vec::new();
-        let survived = layout.survives_regions();
-        if survived < self.survive_regions {
-            violations.push(format!("survives the loss of {survived} regions, not {}", self.survive_regions));
-        }
-        let more = self.region_loss_plus_voters;
-        if more > 0 && !layout.survives_region_and_voters(more) {
-            violations.push(format!("does not survive a region and {more} more voters"));
-        }
-        if layout.voters[layout.leader] < self.space.leader_voters_min {
-            violations.push(format!(
-                "{} voters in the leader's region, not {}",
-                layout.voters[layout.leader], self.space.leader_voters_min
-            ));
-        }
-        for region in (0..names.len()).filter(|region| self.lacks_vote(layout, *region)) {
-            violations.push(format!("no voter in {}", names[region]));
-        }
-        for (what, figure, most) in self.figures_with_ceilings(layout) {
-            if figure > most {
-                violations.push(format!("{what}: {figure:.1}, not {most} or less"));
-            }
-        }
-        violations
-    }
-
-    /// How the voters of a region are spread over its zones, by name; zones without any are left out.
-    pub fn voters_by_zone(&self, region: usize, voters: u8) -> Vec<(String, u8)> {
-        let counts = self.failures.voters_per_zone(region, voters);
-        let zone = |(i, count): (usize, u8)| (self.zones[region].name(i), count);
-        counts.into_iter().enumerate().filter(|(_, count)| *count > 0).map(zone).collect()
-    }
-
-    /// What a layout costs a month; `None` without prices.
-    pub fn cost_per_month(&self, layout: &Layout) -> Option<f64> {
-        self.prices.are_given().then(|| self.prices.cost_per_month(layout, &self.traffic))
-    }
-
-    /// Place of a leader's region in the preference; the others share the last.
-    pub fn preference(&self, leader: usize) -> usize {
-        let preferred = &self.succession.preferred;
-        preferred.iter().position(|region| *region == leader).unwrap_or(preferred.len())
-    }
-
-    /// Whether there are no [`World::violations`].
-    pub fn allows(&self, layout: &Layout) -> bool {
-        let more = self.region_loss_plus_voters;
-        layout.survives_regions() >= self.survive_regions
-            && (more == 0 || layout.survives_region_and_voters(more))
-            && layout.voters[layout.leader] >= self.space.leader_voters_min
-            && !(0..layout.voters.len()).any(|region| self.lacks_vote(layout, region))
-            && (self.ceilings.are_infinite()
-                || self.figures_with_ceilings(layout).iter().all(|(_, figure, most)| figure <= most))
-    }
-
-    fn lacks_vote(&self, layout: &Layout, region: usize) -> bool {
-        self.space.must_vote[region] && layout.voters[region] == 0
-    }
-
-    /// Every figure that has a ceiling, with its name.
-    fn figures_with_ceilings(&self, layout: &Layout) -> Vec<(String, f64, f64)> {
-        let (model, ceilings) = (&self.model, &self.ceilings);
-        let mut figures = vec![
-            ("mean write, ms".to_owned(), model.mean_write_ms(layout), ceilings.mean_write_ms),
-            ("worst write, ms".to_owned(), model.worst_write_ms(layout), ceilings.worst_write_ms),
-            ("cost a month".to_owned(), self.prices.cost_per_month(layout, &self.traffic), ceilings.cost),
-        ];
-        if ceilings.after_loss_ms.is_finite() {
-            let after_loss_ms = layout.worst_after_loss_ms(model, &self.succession);
-            figures.push(("mean write after a loss, ms".to_owned(), after_loss_ms, ceilings.after_loss_ms));
-        }
-        for (region, most) in ceilings.write_ms.iter().enumerate().filter(|(_, most)| most.is_finite()) {
-            let what = format!("write in {}, ms", model.regions[region]);
-            figures.push((what, model.write_ms(layout, region), *most));
-        }
-        figures
-    }
-}
-
-impl Ceilings {
-    /// Whether nothing is asked.
-    pub fn are_infinite(&self) -> bool {
-        [self.mean_write_ms, self.worst_write_ms, self.after_loss_ms, self.cost]
-            .iter()
-            .chain(&self.write_ms)
-            .all(|most| most.is_infinite())
-    }
-}
-
 impl Scenario {
     /// All round trips, and findings about the scenario's own.
     pub fn round_trips(&self) -> (Matrix, Vec<Diagnostic>) {
@@ -431,11 +282,6 @@ impl Scenario {
             return Err(diagnostics);
         };
         let space = self.space();
-        if space.count() > LAYOUTS_MAX {
-            diagnostics.retain(|finding| finding.level > Level::Note);
-            diagnostics.push(too_many_layouts(space.count()));
-            return Err(diagnostics);
-        }
         let ceiling = |most: Option<f64>| most.unwrap_or(f64::INFINITY);
         let require = &self.require;
         let per_region = |name: &String| ceiling(require.max_write_ms.get(name).copied());
@@ -602,11 +448,6 @@ impl Scenario {
             pipeline: self.pipeline,
         })
     }
-}
-
-fn too_many_layouts(count: u64) -> Diagnostic {
-    Diagnostic::new(Code::TooLarge, "max_voters", format!("{count} layouts; the search takes {LAYOUTS_MAX}"))
-        .suggest("lower max_voters or max_per_region_default, or set max_per_region to 0 where no voter should stand")
 }
 
 impl Time {

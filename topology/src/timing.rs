@@ -4,9 +4,13 @@
 //! one is lost too, S the stall of a process, lambda the false elections allowed per second, eps
 //! the drift between two clocks.
 
+mod fit;
+
+pub use fit::{Misfit, TIMEOUTS_IN_USE, misfits};
+
 use serde::{Deserialize, Serialize};
 
-use crate::latency::Model;
+use crate::latency::{Distribution, Model};
 use crate::layout::{Design, Layout};
 use crate::scenario::World;
 
@@ -38,6 +42,14 @@ pub struct Assumptions {
     pub window_mb: f64,
     /// Loading a snapshot into memory, MB/s.
     pub load_mb_per_s: f64,
+    /// How often a path between regions breaks and heals by itself, per day; zero if that is not known.
+    pub blips_per_day: f64,
+    /// How long such a blip lasts: the median, ms.
+    pub blip_p50_ms: f64,
+    /// How long such a blip lasts: the 99th percentile, ms.
+    pub blip_p99_ms: f64,
+    /// Failures of the leader that nothing but silence tells of, per year.
+    pub silent_failures_per_year: f64,
 }
 
 impl Default for Assumptions {
@@ -56,6 +68,10 @@ impl Default for Assumptions {
             link_mb_per_s: 125.0,
             window_mb: 16.0,
             load_mb_per_s: 200.0,
+            blips_per_day: 0.0,
+            blip_p50_ms: 500.0,
+            blip_p99_ms: 20_000.0,
+            silent_failures_per_year: 4.0,
         }
     }
 }
@@ -89,9 +105,7 @@ impl Timing {
     /// The timeouts that `layout` needs in this world.
     pub fn derive(world: &World, layout: &Layout) -> Timing {
         let (model, assumptions) = (&world.model, world.assumptions);
-        let fsync_p9999_ms = model.fsync.quantile(0.9999);
-        let session_ms = world.session_timeout_ms;
-        let derivation = Derivation { assumptions, fsync_p9999_ms, session_ms, model };
+        let derivation = Derivation::new(world);
         let between_regions = Path::between_regions(model, layout);
         let mut settings = Vec::new();
         if layout.design == Design::Two {
@@ -170,6 +184,10 @@ impl Path {
     }
 }
 
+/// Timeouts tried for the least downtime: from two heartbeats, each this much longer than the one before.
+const PATIENCE_RATIO: f64 = 1.02;
+const PATIENCE_STEPS: i32 = 300;
+
 struct Derivation<'m> {
     model: &'m Model,
     assumptions: Assumptions,
@@ -178,7 +196,37 @@ struct Derivation<'m> {
     session_ms: Option<f64>,
 }
 
-impl Derivation<'_> {
+impl<'m> Derivation<'m> {
+    fn new(world: &'m World) -> Self {
+        Derivation {
+            model: &world.model,
+            assumptions: world.assumptions,
+            fsync_p9999_ms: world.model.fsync.quantile(0.9999),
+            session_ms: world.session_timeout_ms,
+        }
+    }
+
+    /// How far a follower may be behind: round trip, flush and backlog.
+    fn lag_ms(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        path.p999_ms + self.fsync_p9999_ms + 1000.0 * a.backlog_mb / a.link_mb_per_s
+    }
+
+    /// What a snapshot is sent at, when all followers ask for one at once.
+    fn snapshot_mb_per_s(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        let parallel = path.members.saturating_sub(1).max(1) as f64;
+        (a.link_mb_per_s / parallel).min(a.window_mb * 1000.0 / path.p999_ms)
+    }
+
+    /// How long a follower needs to join with a snapshot.
+    fn join_ms(&self, path: &Path) -> f64 {
+        let a = &self.assumptions;
+        let transfer_ms = 1000.0 * a.snapshot_mb / self.snapshot_mb_per_s(path);
+        let load_ms = 1000.0 * a.snapshot_mb / a.load_mb_per_s;
+        4.0 * path.p999_ms + transfer_ms + load_ms + self.fsync_p9999_ms
+    }
+
     /// Heartbeats that may go missing in a row before an election: so many that the path's losses
     /// alone cause no more than the allowed false elections.
     fn heartbeats(&self) -> f64 {
@@ -193,6 +241,49 @@ impl Derivation<'_> {
         let per_second =
             loss * (1.0 - loss_again) * loss_again.powf(self.heartbeats() - 1.0) / (heartbeat_ms / 1000.0);
         per_second * SECONDS_PER_YEAR
+    }
+
+    /// The election timeout of least downtime where paths break and heal by themselves.
+    ///
+    /// A blip costs its length if it ends before the timeout E, else E and a failover of F; a silent
+    /// failure costs E + F. The downtime r_b (E[min(B, E)] + F S(E)) + r_f (E + F) is least where
+    /// f/S = 1/F + r_f/(r_b F S): wait only while the path is likelier to heal than a failover is to
+    /// finish.
+    fn patience(&self, timeout: &'static str, path: &Path, settings: &mut Vec<Setting>) {
+        let a = &self.assumptions;
+        if a.blips_per_day <= 0.0 {
+            return;
+        }
+        let blip = Distribution::from_percentiles(a.blip_p50_ms, a.blip_p99_ms, 0.0);
+        let (blips, failures) = (a.blips_per_day * 365.25, a.silent_failures_per_year);
+        let takeover_ms = self.takeover_ms(path);
+        let (mut waited_ms, mut before_ms) = (0.0, 0.0);
+        let (mut least, mut best_ms) = (f64::INFINITY, 0.0);
+        for step in 0..PATIENCE_STEPS {
+            let timeout_ms = 2.0 * a.heartbeat_ms * PATIENCE_RATIO.powi(step);
+            let lasts = 1.0 - blip.cdf(timeout_ms);
+            waited_ms += (timeout_ms - before_ms) * (2.0 - blip.cdf(timeout_ms) - blip.cdf(before_ms)) / 2.0;
+            before_ms = timeout_ms;
+            let downtime_ms =
+                blips * (waited_ms + takeover_ms * lasts) + failures * (timeout_ms + takeover_ms);
+            if downtime_ms < least {
+                (least, best_ms) = (downtime_ms, timeout_ms);
+            }
+        }
+        settings.push(Setting {
+            name: timeout,
+            value: best_ms.ceil(),
+            unit: "ms",
+            reason: format!(
+                "the least downtime, {:.0} s a year, with {} blips a day (half of them over after {:.0} ms) and {} silent \
+                 failures a year: a shorter timeout fails over where the path heals",
+                least / 1000.0,
+                a.blips_per_day,
+                a.blip_p50_ms,
+                failures
+            ),
+            rule_of_thumb: None,
+        });
     }
 
     /// From a failure until the election starts: the last heartbeat may just have been sent.
@@ -227,14 +318,14 @@ impl Derivation<'_> {
         });
         self.sync_limits(path, tick_ms, settings);
         self.election("heartbeat", "electionTimeout", path, settings);
+        self.patience("electionTimeoutUnderBlips", path, settings);
         self.failover(["falseElections", "detection", "failover"], path, settings);
         self.sessions(path, global, tick_ms, settings);
     }
 
     fn sync_limits(&self, path: &Path, tick_ms: f64, settings: &mut Vec<Setting>) {
         let a = &self.assumptions;
-        let backlog_ms = 1000.0 * a.backlog_mb / a.link_mb_per_s;
-        let lag_ms = path.p999_ms + self.fsync_p9999_ms + backlog_ms;
+        let lag_ms = self.lag_ms(path);
         let election_ms = self.election_timeout_ms(path);
         let sync_ticks = (election_ms.max(lag_ms) / tick_ms).ceil().max(2.0);
         settings.push(Setting {
@@ -248,11 +339,7 @@ impl Derivation<'_> {
             ),
             rule_of_thumb: Some(sync_rule_of_thumb(path.p50_ms)),
         });
-        let parallel = path.members.saturating_sub(1).max(1) as f64;
-        let rate = (a.link_mb_per_s / parallel).min(a.window_mb * 1000.0 / path.p999_ms);
-        let transfer_ms = 1000.0 * a.snapshot_mb / rate;
-        let load_ms = 1000.0 * a.snapshot_mb / a.load_mb_per_s;
-        let join_ms = 1.5 * (4.0 * path.p999_ms + transfer_ms + load_ms + self.fsync_p9999_ms);
+        let (rate, join_ms) = (self.snapshot_mb_per_s(path), 1.5 * self.join_ms(path));
         settings.push(Setting {
             name: "initLimit",
             value: (join_ms / tick_ms).ceil(),
@@ -392,6 +479,7 @@ impl Derivation<'_> {
 
     fn global_group(&self, path: &Path, settings: &mut Vec<Setting>) {
         self.election("globalHeartbeat", "globalElectionTimeout", path, settings);
+        self.patience("globalElectionTimeoutUnderBlips", path, settings);
         let names = ["globalFalseElections", "globalDetection", "globalFailover"];
         self.failover(names, path, settings);
         self.lease("regionLease", "regionTakeover", path, settings);
@@ -437,13 +525,13 @@ fn sync_rule_of_thumb(rtt_ms: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::latency::tests::layout;
     use crate::scenario;
 
     /// The world of the example scenario.
-    fn world(assumptions: Assumptions) -> World {
+    pub(super) fn world(assumptions: Assumptions) -> World {
         let mut scenario = scenario::parse(include_str!("../data/three-regions.json")).unwrap();
         scenario.timing = assumptions;
         scenario.world().unwrap().0
@@ -482,6 +570,26 @@ mod tests {
         assert!(value(&timing, "minGlobalSessionTimeout") > value(&timing, "minSessionTimeout"));
         assert!(value(&timing, "regionTakeover") > value(&timing, "regionLease"));
         assert!(timing.get("leaderLease").is_none());
+    }
+
+    #[test]
+    fn patience_pays_as_long_as_paths_heal_sooner_than_a_failover_is_done() {
+        let under_blips = |blips_per_day, blip_p50_ms, blip_p99_ms| {
+            let assumptions =
+                Assumptions { blips_per_day, blip_p50_ms, blip_p99_ms, ..Assumptions::default() };
+            let timing = Timing::derive(&world(assumptions), &layout(Design::Flat, 0, [2, 2, 1]));
+            timing.get("electionTimeoutUnderBlips").map(|setting| setting.value)
+        };
+        assert_eq!(under_blips(0.0, 500.0, 20_000.0), None);
+        // Of many short blips most are waited out; long ones are not worth waiting for.
+        let (short, long) =
+            (under_blips(50.0, 100.0, 600.0).unwrap(), under_blips(50.0, 30_000.0, 90_000.0).unwrap());
+        assert!(short > 300.0 && long <= 200.0, "{short} {long}");
+        // The first-order condition: f/S = 1/F + r_f/(r_b F S), F = 574 ms in the example.
+        let (blip, failover_ms) = (Distribution::from_percentiles(100.0, 600.0, 0.0), 574.0);
+        let density = (blip.cdf(short + 1.0) - blip.cdf(short - 1.0)) / 2.0;
+        let needed = ((1.0 - blip.cdf(short)) + 4.0 / (50.0 * 365.25)) / failover_ms;
+        assert!((density / needed - 1.0).abs() < 0.15, "{density} {needed}");
     }
 
     #[test]

@@ -133,3 +133,62 @@ fn help_shows_examples_and_a_scenario() {
         assert!(help.contains(text), "{text}");
     }
 }
+
+const RTT: &str = r#"{"rtt":[
+    {"from":"us-east","to":"us-west","count":9999,"min_ms":63,"p50_ms":64,"p90_ms":65,"p99_ms":66,"p999_ms":67,"max_ms":70},
+    {"from":"us-east","to":"eu","count":9999,"min_ms":69,"p50_ms":70,"p90_ms":71,"p99_ms":72,"p999_ms":74,"max_ms":80},
+    {"from":"us-west","to":"eu","count":9999,"min_ms":117,"p50_ms":118,"p90_ms":119,"p99_ms":121,"p999_ms":124,"max_ms":130}]}"#;
+
+fn live(leader: &str, timing: &str) -> Inputs {
+    let mesh = format!(
+        r#"{{"region": "eu", "global_leader": "{leader}", "layout": {{"regions": [
+            {{"name": "us-east", "voters": 3, "observers": 1}}, {{"name": "us-west", "voters": 3, "observers": 1}},
+            {{"name": "eu", "voters": 3, "observers": 1}}], "timing": {timing}}}}}"#
+    );
+    Inputs { live: Some(RTT.to_owned()), mesh: Some(mesh), ..Inputs::default() }
+}
+
+#[test]
+fn what_runs_stands_beside_the_best_layout() {
+    let answer = run("--live a:1", live("us-west", "{\"globalElectionTimeout\": 300}"));
+    assert_eq!((answer.status, answer.complaint.as_str()), (0, ""));
+    expect_file!["expected/live.txt"].assert_eq(&answer.output);
+    let plan = json("--live a:1", live("us-west", "{}"));
+    assert_eq!(plan["running"]["worth_it"], true);
+    assert_eq!(plan["running"]["layout"]["leader"], "us-west");
+    let last = plan["running"]["steps"].as_array().unwrap().last().unwrap().clone();
+    assert!(last["text"].as_str().is_some_and(|text| !text.is_empty()), "{last}");
+    assert_eq!(plan["pipeline"]["ordered_sync"], true);
+}
+
+#[test]
+fn a_check_exits_as_the_help_says() {
+    let timing = r#"{"globalHeartbeat": 400, "globalElectionTimeout": 2500, "regionLease": 10000}"#;
+    let status = |inputs: Inputs| run("--live a:1 --check", inputs).status;
+    assert_eq!(status(live("us-east", timing)), 0);
+    assert_eq!(status(live("us-east", &timing.replace("2500", "500"))), 3);
+    assert_eq!(status(live("us-west", timing)), 4);
+    assert_eq!(status(live("us-west", &timing.replace("10000", "1000"))), 5);
+    let fits = run("--live a:1 --check", live("us-east", timing)).output;
+    assert!(fits.ends_with("What runs fits the round trips.\n"), "{fits}");
+    let unfit = run("--live a:1 --check", live("us-west", &timing.replace("10000", "1000"))).output;
+    expect_file!["expected/check.txt"].assert_eq(&unfit);
+    let refused = run("s.json --check", example());
+    assert_eq!(refused.status, 1);
+    assert!(refused.complaint.contains("--live ADDRESS"), "{}", refused.complaint);
+    let scenario = EXAMPLE.replace(
+        "\"require\"",
+        r#""current": {"design": "flat", "leader": "us-west", "voters": {"us-east": 2, "us-west": 2, "eu": 1}}, "require""#,
+    );
+    let answer = run("s.json --check", Inputs { scenario: Some(scenario), ..Inputs::default() });
+    assert_eq!(answer.status, 4, "{}", answer.output);
+}
+
+#[test]
+fn any_layout_can_be_explained() {
+    let answer = run("s.json --explain flat:us-west=2,us-east=2,eu=1", example());
+    let (_, explanation) = answer.output.split_once("A commit takes").unwrap();
+    expect_file!["expected/explanation-flat.txt"].assert_eq(&format!("A commit takes{explanation}"));
+    let refused = run("s.json --explain flat:mars=1", example());
+    assert_eq!(refused.status, 1);
+}

@@ -60,7 +60,7 @@ fn counts(assessment: &Assessment) -> [i64; 6] {
         steps(assessment.mean_write_ms),
         steps(assessment.worst_write_ms),
         steps(assessment.worst_after_loss_ms()),
-        (assessment.unavailability / 1e-9) as i64,
+        (assessment.unavailability / 1e-10) as i64,
         assessment.layout.voter_count() as i64,
         assessment.wan_copies_per_write as i64,
     ]

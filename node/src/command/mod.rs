@@ -4,6 +4,7 @@ mod certs;
 mod demo;
 mod import;
 mod members;
+mod mesh;
 mod plan;
 mod server;
 
@@ -44,6 +45,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Show or change the servers of a region while it runs
     Members(members::MembersArgs),
+    /// Show who leads the mesh and who is home of what, or move it
+    Mesh(mesh::MeshArgs),
     /// Take over the znodes of an Apache ZooKeeper ensemble
     Import(import::ImportArgs),
     /// Plan a topology from round-trip times
@@ -58,6 +61,7 @@ pub fn run() -> ExitCode {
         Command::Server(args) => server::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Members(args) => members::run(&args),
+        Command::Mesh(args) => mesh::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Certs(args) => certs::run(&args),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use meridian_bridge::certificates::{Identity, IdentityPaths, PeerName};
+use meridian_bridge::mesh::{Mesh, RegionId};
 use meridian_seam::Environment;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -78,6 +79,7 @@ async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result
     let part = mesh_part(&config, identity.clone())?;
     let running = MeshServer::start(environment.clone(), options(&config, identity.clone())?, part).await?;
     add_routes(&config, &environment, running.server());
+    add_actions(&running);
     let mut failure = running.server().region().failure();
     let stdin_closed = stdin_closed(until_stdin_closes);
     tokio::pin!(stdin_closed);
@@ -193,6 +195,7 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
     let (hub, gate, clock) = (server.hub().clone(), server.lease().clone(), environment.clock.clone());
     let leadership = server.region().leadership();
     let (region, name, role) = (config.region.clone(), config.server_name(), config.role());
+    let config = config.clone();
     server.routes().add("/mesh", move || {
         let known = report(&hub);
         let leads = *leadership.borrow();
@@ -207,10 +210,60 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
             "global_leader": known["global_leader"],
             "global_term": known["global_term"],
             "outbox_requests": known["outbox_requests"],
+            "subtrees": subtrees(&hub),
+            "layout": super::plan::layout(&config, &hub.view().state.ensemble.members),
             "lease_holds": lease_left.is_none_or(|left| !left.is_zero()),
             "lease_left_ms": lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         })
     });
+}
+
+/// The shared subtrees and their homes, as this server has applied them.
+fn subtrees(hub: &crate::server::Hub) -> serde_json::Value {
+    let view = hub.view();
+    let state = &view.state;
+    let subtrees = state.mesh.subtrees().map(|(id, subtree)| {
+        let order = state.mesh.orderer_of(id).and_then(|orderer| state.federation.orders.get(&orderer));
+        let home = order.and_then(|order| state.mesh.region_name(order.home));
+        json!({ "path": subtree.path, "home": home, "epoch": order.map(|order| order.epoch) })
+    });
+    subtrees.collect()
+}
+
+/// What operators can have the mesh do: move a home, move the lead.
+fn add_actions(running: &MeshServer) {
+    let Some(bridge) = running.bridge() else { return };
+    let hub = running.server().hub().clone();
+    let (mesh_bridge, mesh_hub) = (bridge.clone(), hub.clone());
+    running.server().routes().add_action("/mesh/home", move |asked| {
+        let (bridge, hub) = (mesh_bridge.clone(), mesh_hub.clone());
+        Box::pin(async move {
+            let mesh = hub.view().state.mesh.clone();
+            let path = asked["path"].as_str().unwrap_or_default();
+            let (subtree, _) = mesh
+                .subtrees()
+                .find(|(_, subtree)| subtree.path == path)
+                .ok_or_else(|| format!("'{path}' is not the root of a shared subtree"))?;
+            let to = region_asked(&mesh, &asked)?;
+            bridge.move_home(subtree, to).await.map_err(|e| e.to_string())?;
+            Ok(json!({ "subtrees": subtrees(&hub) }))
+        })
+    });
+    let bridge = bridge.clone();
+    running.server().routes().add_action("/mesh/leader", move |asked| {
+        let (bridge, hub) = (bridge.clone(), hub.clone());
+        Box::pin(async move {
+            let to = region_asked(&hub.view().state.mesh, &asked)?;
+            bridge.transfer_global(to).await.map_err(|e| e.to_string())?;
+            Ok(json!({ "global_leader": asked["region"] }))
+        })
+    });
+}
+
+fn region_asked(mesh: &Mesh, asked: &serde_json::Value) -> Result<RegionId, String> {
+    let name = asked["region"].as_str().unwrap_or_default();
+    let known = || mesh.regions.join(", ");
+    mesh.region_id(name).ok_or_else(|| format!("there is no region '{name}'; the mesh has {}", known()))
 }
 
 /// Done when standard input ends, if that is to be waited for.

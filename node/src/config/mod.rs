@@ -619,6 +619,7 @@ impl ServerConfig {
                 heartbeat: Duration::from_millis(config.timing.heartbeat_ms),
                 election_timeout: (Duration::from_millis(min), Duration::from_millis(max)),
             },
+            log_bounds: meridian_bridge::global::LOG_BOUNDS,
             lease: LeaseTerms {
                 duration: Duration::from_millis(config.lease.duration_ms),
                 drift_max: config.lease.drift_max,

@@ -10,6 +10,7 @@ mod members;
 mod peers;
 mod proposer;
 mod store;
+mod succession;
 mod uplink;
 
 pub use machine::View;
@@ -44,6 +45,7 @@ use members::{Directory, Membership};
 use peers::Peers;
 use proposer::Proposer;
 use store::Store;
+use succession::Succession;
 use uplink::Uplink;
 
 type Raft = openraft::Raft<meridian_bridge::engine::TypeConfig, Machine>;
@@ -153,6 +155,8 @@ pub struct Roster {
     pub voters: BTreeSet<u64>,
     /// Those that only learn.
     pub learners: BTreeSet<u64>,
+    /// Whether it is so for good: no change is under way as far as this server knows.
+    pub settled: bool,
     /// At the leader: how many entries of the log each lacks, or has not yet said that it has.
     pub lag_entries: BTreeMap<u64, u64>,
 }
@@ -276,6 +280,12 @@ impl Region {
         let (failure_sender, failure) = watch::channel(None);
         let membership =
             Membership::new(raft.clone(), peers.clone(), proposer.clone(), leadership.clone(), pristine);
+        let succession = Succession {
+            raft: raft.clone(),
+            peers: peers.clone(),
+            store: store.clone(),
+            leadership: leadership.clone(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
         tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
@@ -285,6 +295,7 @@ impl Region {
             raft.clone(),
             proposer.clone(),
             membership.clone(),
+            succession,
             sink,
         ));
         tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds));
@@ -497,7 +508,10 @@ impl Region {
         let behind = |matched: Option<u64>| last.saturating_sub(matched.unwrap_or(0));
         let lag_entries =
             matched.map(|(id, matched)| (*id, behind(matched.as_ref().map(|id| id.index())))).collect();
-        Roster { voters, learners, lag_entries }
+        let members = &metrics.membership_config;
+        let settled = members.get_joint_config().len() == 1
+            && members.log_id().map(|id| id.index()) <= metrics.last_applied.map(|id| id.index());
+        Roster { voters, learners, settled, lag_entries }
     }
 
     /// Stops taking part, after handing leadership over if there is somebody to take it. What was

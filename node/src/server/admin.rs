@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::future::BoxFuture;
 use meridian_seam::net::{BoxStream, Listener};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
@@ -22,14 +24,29 @@ use super::{import, members, words};
 #[derive(Clone, Default)]
 pub struct Routes {
     answers: Arc<RwLock<BTreeMap<String, Answer>>>,
+    actions: Arc<RwLock<BTreeMap<String, Action>>>,
 }
 
 type Answer = Arc<dyn Fn() -> Value + Send + Sync>;
+type Action = Arc<dyn Fn(Value) -> BoxFuture<'static, Result<Value, String>> + Send + Sync>;
 
 impl Routes {
     /// Answers requests for a path, from now on. `answer` must not block.
     pub fn add(&self, path: &str, answer: impl Fn() -> Value + Send + Sync + 'static) {
         self.answers.write().insert(path.to_string(), Arc::new(answer));
+    }
+
+    /// Carries out what is posted to a path, from now on; an error is told to whoever asked.
+    pub fn add_action(
+        &self,
+        path: &str,
+        action: impl Fn(Value) -> BoxFuture<'static, Result<Value, String>> + Send + Sync + 'static,
+    ) {
+        self.actions.write().insert(path.to_string(), Arc::new(action));
+    }
+
+    fn action(&self, path: &str) -> Option<Action> {
+        self.actions.read().get(path).cloned()
     }
 
     fn get(&self, path: &str) -> Option<Answer> {
@@ -148,7 +165,26 @@ async fn command(
     json_response(status, &answer)
 }
 
-async fn other(State(admin): State<Admin>, uri: Uri) -> Response {
+async fn other(
+    State(admin): State<Admin>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if method == Method::POST
+        && admin.for_changes
+        && let Some(action) = admin.routes.action(uri.path())
+    {
+        let asked = match members::read(&headers, &body) {
+            Ok(asked) => asked,
+            Err(response) => return *response,
+        };
+        return match action(asked).await {
+            Ok(answer) => json_response(StatusCode::OK, &answer),
+            Err(error) => json_response(StatusCode::CONFLICT, &json!({ "error": error })),
+        };
+    }
     match admin.routes.get(uri.path()) {
         Some(answer) => json_response(StatusCode::OK, &answer()),
         None => {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use meridian_bridge::mesh::Orderer;
 use meridian_seam::entropy::Entropy;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::net::BoxStream;
 use meridian_seam::{codec, limits};
 use meridian_wire::{
@@ -551,7 +552,9 @@ impl Connection {
         {
             self.service.room.add_permits(usize::from(xid.is_some()));
             self.service.hub.metrics.outstanding.fetch_sub(1, Ordering::Relaxed);
-            self.take_events(answer.zxid);
+            if !mutant::is(Mutant::EventAfterReply) {
+                self.take_events(answer.zxid);
+            }
             if let Stage::Opening { session, password, read_only } = self.stage {
                 self.welcome(session, &password, read_only, &answer.outcome)?;
                 continue;
@@ -670,7 +673,8 @@ impl Connection {
         }
         // What has no single orderer is refused where it is applied, in the region's own order.
         let orderer = route(&self.service.hub.view().state.mesh, &request).unwrap_or(None);
-        let waits = !self.outstanding.is_empty() && orderer != self.orderer
+        let switches = orderer != self.orderer && !mutant::is(Mutant::OrderersOvertake);
+        let waits = !self.outstanding.is_empty() && switches
             || self.outstanding.len() >= limits::CONNECTION_REQUESTS_MAX;
         if waits {
             return Ok(Step::Held);
@@ -790,7 +794,11 @@ impl Connection {
         };
         let view;
         let guard;
-        let view: &View = if let Some(path) = watched {
+        let view: &View = if let Some(path) = watched.filter(|_| mutant::is(Mutant::WatchAfterRead)) {
+            guard = service.hub.view();
+            watch_later(service.clone(), client.clone(), path, reader.watch_of(&guard, request));
+            &guard
+        } else if let Some(path) = watched {
             view = service.hub.watch(client, path, |view| reader.watch_of(view, request));
             &view
         } else {
@@ -913,6 +921,15 @@ impl Connection {
     fn take_events(&mut self, upto: i64) {
         self.client.take_events(upto, |frame| self.output.extend_from_slice(&frame));
     }
+}
+
+/// For [`Mutant::WatchAfterRead`].
+fn watch_later(service: Arc<Service>, client: Arc<Client>, path: &str, watch: Option<Watch>) {
+    let path = path.to_string();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        service.hub.watch(&client, &path, |_| watch);
+    });
 }
 
 fn is_write(op: OpCode) -> bool {

@@ -71,7 +71,7 @@ fn report(service: &Service) -> Value {
     let guests: Vec<u64> = roster.learners.iter().filter(|server| !known(server)).copied().collect();
     json!({
         "version": format!("{:x}", ensemble.version),
-        "changing": ensemble.change.is_some(),
+        "changing": ensemble.change.is_some() || !roster.settled,
         "members": listed.collect::<Vec<_>>(),
         "present_without_membership": guests,
     })
@@ -123,7 +123,10 @@ async fn transfer_leadership(
 }
 
 /// Reads JSON. It must say that it is JSON: a page in a browser can't send that without asking first.
-fn read<T: for<'a> Deserialize<'a>>(headers: &HeaderMap, body: &Bytes) -> Result<T, Box<Response>> {
+pub(super) fn read<T: for<'a> Deserialize<'a>>(
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<T, Box<Response>> {
     let is_json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())

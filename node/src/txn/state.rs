@@ -7,6 +7,7 @@ use foldhash::fast::FixedState;
 use imbl::{GenericHashMap, OrdMap, OrdSet};
 use meridian_bridge::mesh::{LOCAL, Mesh, Orderer, RegionId};
 use meridian_bridge::state::{self as federation, Caller, Content, Delivery, Federation};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits};
 use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, PASSWORD_LENGTH, Request, perms};
 use serde::{Deserialize, Serialize};
@@ -311,7 +312,10 @@ impl Apply<'_, '_> {
         let (boot, last) = self.state.cursors.get(&caller.server).copied().unwrap_or((0, 0));
         let next = match caller.boot.cmp(&boot) {
             std::cmp::Ordering::Less => false,
-            std::cmp::Ordering::Equal => caller.sequence == last + 1,
+            std::cmp::Ordering::Equal => {
+                caller.sequence == last + 1
+                    || mutant::is(Mutant::ResentWriteApplied) && caller.sequence <= last
+            }
             std::cmp::Ordering::Greater => caller.sequence == 1,
         };
         if next {
@@ -374,7 +378,9 @@ impl Apply<'_, '_> {
         };
         let refusal = match self.state.sessions.get(&request.session) {
             None => Some(ErrorCode::SessionExpired),
-            Some(session) if session.owner != owner => Some(ErrorCode::SessionMoved),
+            Some(session) if session.owner != owner && !mutant::is(Mutant::SessionMovedUnchecked) => {
+                Some(ErrorCode::SessionMoved)
+            }
             Some(_) => None,
         };
         if let Some(error) = refusal {
@@ -416,6 +422,9 @@ impl Apply<'_, '_> {
         match route(&self.state.mesh, decoded) {
             Err(error) => self.answer(request.caller, Outcome::error(error)),
             Ok(None) => self.apply_local(request, decoded),
+            Ok(_) if matches!(decoded, Request::Sync { .. }) && mutant::is(Mutant::SyncUnordered) => {
+                self.apply_local(request, decoded)
+            }
             Ok(Some(orderer)) => self.apply_shared(request, decoded, orderer),
         }
     }
@@ -595,7 +604,7 @@ impl Apply<'_, '_> {
             // The session has ended: what it asked for before (the deletion of its lock, say) must not hit what
             // others have made since.
             Ok(SharedRequest::Client { lease_epoch, may_own: true, .. })
-                if lease_epoch != place.lease_epoch =>
+                if lease_epoch != place.lease_epoch && !mutant::is(Mutant::StaleLeaseEpoch) =>
             {
                 Outcome::error(ErrorCode::SessionExpired)
             }
@@ -672,7 +681,11 @@ impl Apply<'_, '_> {
     fn close_session(&mut self, session: i64, asked_by: Option<Caller>) {
         let Some(closed) = self.state.sessions.remove(&session) else { return };
         let zxid = self.state.zxid;
-        self.on_tree(|tree, events| request::remove_ephemerals(tree, session, zxid, |s| s == LOCAL, events));
+        if !mutant::is(Mutant::EphemeralStays) {
+            self.on_tree(|tree, events| {
+                request::remove_ephemerals(tree, session, zxid, |s| s == LOCAL, events);
+            });
+        }
         let bytes = Bytes::from(codec::encode(&SharedRequest::CloseSession { session }).unwrap_or_default());
         let mut to_answer = asked_by;
         // The global group comes first in the set's order.
@@ -747,8 +760,8 @@ impl Apply<'_, '_> {
     /// Replaces the content of what an orderer orders. A snapshot that is not whole changes nothing.
     fn install(&mut self, orderer: Orderer, pieces: &[Bytes], global: Option<federation::GlobalInstall>) {
         let snapshot = match SubtreeSnapshot::read(pieces) {
-            Ok(snapshot) if snapshot.orderer == orderer => snapshot,
-            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer refused"),
+            Ok(snapshot) if snapshot.orderer == orderer && self.is_news(&snapshot) => snapshot,
+            Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer, or an old one, refused"),
             Err(error) => return tracing::error!(%error, ?orderer, "damaged snapshot refused"),
         };
         self.state.next_zxid();
@@ -760,6 +773,17 @@ impl Apply<'_, '_> {
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
         }
+        if let Orderer::Home(subtree) = orderer {
+            let time_ms = self.state.time_ms;
+            let deliveries = self.state.federation.begin_home(subtree, time_ms);
+            self.deliver(deliveries);
+        }
+    }
+
+    /// Whether a snapshot takes a homed subtree forward; of the global order the consensus engine knows.
+    fn is_news(&self, snapshot: &SubtreeSnapshot) -> bool {
+        let known = self.state.federation.orders.get(&snapshot.orderer);
+        snapshot.orderer == Orderer::Global || known.is_none_or(|o| o.position <= snapshot.order.position)
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Situation {
     pub clients: Vec<Option<ClientLatency>>,
     /// Mean over the clients' writes.
     pub mean_write: Latency,
+    /// Mean of `sync` and a read, over the clients' reads.
+    pub mean_sync_read: Latency,
 }
 
 /// What clients in one region see.
@@ -45,6 +47,8 @@ pub struct ClientLatency {
     pub sync_read: Latency,
     /// An uncontended lock: a write, and a read that sees who is first.
     pub lock: Latency,
+    /// From the release of a lock here until the farthest clients hold it.
+    pub hand_off: Latency,
 }
 
 /// One figure by the formula, and its percentiles, ms.
@@ -111,7 +115,12 @@ fn situation(world: &World, tails: &mut Tails<'_>, layout: &Layout, lost: Option
     let model = &world.model;
     let curve = tails.commit_without(layout, lost);
     let commit_ms = model.commit_without_ms(layout, layout.leader, lost).unwrap_or(f64::INFINITY);
+    let present = |client: usize| world.space.served[client] && lost != Some(client);
+    let way_ms = &model.rtt_ms[layout.leader];
+    let clients = (0..model.regions.len()).filter(|client| present(*client));
+    let farthest = clients.max_by(|a, b| way_ms[*a].total_cmp(&way_ms[*b]));
     let mut client_latency = |client: usize| {
+        let to = farthest.unwrap_or(client);
         let write_ms = model.write_at_commit_ms(layout, layout.leader, client, commit_ms);
         let write = Latency::new(write_ms, tails.write(layout, client, &curve));
         let sync_read_ms =
@@ -121,24 +130,33 @@ fn situation(world: &World, tails: &mut Tails<'_>, layout: &Layout, lost: Option
             read: Latency::default().later(model.read_ms()),
             sync_read: Latency::new(sync_read_ms, tails.sync_read(layout, client, &curve)),
             lock: write.later(model.read_ms()),
+            hand_off: Latency::new(
+                model.hand_off_at_commit_ms(layout.leader, client, to, commit_ms),
+                tails.hand_off(layout, client, to, &curve),
+            ),
         }
     };
-    let clients: Vec<Option<ClientLatency>> = (0..model.regions.len())
-        .map(|client| (world.space.served[client] && lost != Some(client)).then(|| client_latency(client)))
-        .collect();
+    let clients: Vec<Option<ClientLatency>> =
+        (0..model.regions.len()).map(|client| present(client).then(|| client_latency(client))).collect();
     let percentile = |p: f64| curve.quantile(p);
     let commit = Latency { typical: commit_ms, p50: percentile(0.5), p99: percentile(0.99) };
-    Situation { leader: layout.leader, commit, mean_write: mean_write(&model.shares, &clients), clients }
+    Situation {
+        leader: layout.leader,
+        commit,
+        mean_write: mean(&model.shares, &clients, |client| client.write),
+        mean_sync_read: mean(&world.read_shares, &clients, |client| client.sync_read),
+        clients,
+    }
 }
 
-/// Mean over those who write; over all where nobody is left who does.
-fn mean_write(shares: &[f64], clients: &[Option<ClientLatency>]) -> Latency {
+/// Mean over those who have a share; over all where nobody is left who has.
+fn mean(shares: &[f64], clients: &[Option<ClientLatency>], figure: fn(&ClientLatency) -> Latency) -> Latency {
     let present =
         || shares.iter().zip(clients).filter_map(|(share, client)| Some((*share, client.as_ref()?)));
-    let writing: f64 = present().map(|(share, _)| share).sum();
+    let all: f64 = present().map(|(share, _)| share).sum();
     let count = present().count().max(1) as f64;
-    let weight = |share: f64| if writing > 0.0 { share / writing } else { 1.0 / count };
-    present().fold(Latency::default(), |sum, (share, client)| sum.plus_share(weight(share), client.write))
+    let weight = |share: f64| if all > 0.0 { share / all } else { 1.0 / count };
+    present().fold(Latency::default(), |sum, (share, client)| sum.plus_share(weight(share), figure(client)))
 }
 
 #[cfg(test)]
@@ -172,5 +190,7 @@ mod tests {
         close(moved.commit.typical, 63.0);
         assert!(forecast.after_move[0].is_none() && forecast.after_move[2].is_none());
         close(forecast.hand_off[1][2].unwrap().typical, 31.0 + 63.0 + 37.5 + 1.0);
+        assert_eq!(forecast.now.clients[1].unwrap().hand_off, forecast.hand_off[1][2].unwrap());
+        close(forecast.now.mean_sync_read.typical, 0.5 + 0.25 * 62.0 + 0.25 * 75.0);
     }
 }

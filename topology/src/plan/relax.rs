@@ -13,7 +13,8 @@ use crate::scenario::{Scenario, World};
 pub struct Infeasible {
     /// The requirements that fail, and why.
     pub reason: String,
-    /// Single changes that make a layout fit, the smallest first.
+    /// Changes that make a layout fit, the smallest first: of one key, or of two where no single one
+    /// does.
     pub relaxations: Vec<Relaxation>,
     /// Whether changes were looked for: in very large scenarios they are not.
     pub relaxations_searched: bool,
@@ -45,7 +46,7 @@ impl Infeasible {
                 least.key, least.from, least.to, least.layout, least.objective_ms
             )),
             None if self.relaxations_searched => {
-                finding.suggest("no single change helps: relax two requirements, or add regions")
+                finding.suggest("no change of one key helps, nor of two: add regions")
             }
             None => finding.suggest("too many layouts to search for the least change: name fewer regions"),
         }
@@ -54,6 +55,11 @@ impl Infeasible {
 
 /// Most steps tried on one key.
 const STEPS_MAX: usize = 4;
+
+/// Pairs of changes are many: fewer steps each, in smaller spaces, and only the first are told.
+const STEPS_MAX_OF_PAIRS: usize = 2;
+const LAYOUTS_MAX_OF_PAIRS: u64 = 20_000;
+const PAIRS_TOLD: usize = 5;
 
 /// Most layouts searched for one step: there are many steps.
 const LAYOUTS_MAX: u64 = 100_000_000;
@@ -67,20 +73,71 @@ struct Knob {
 
 pub(super) fn explain(scenario: &Scenario, objective: Objective, world: &World) -> Infeasible {
     let relaxations_searched = world.space.count() <= LAYOUTS_MAX;
-    let knobs = if relaxations_searched { knobs(scenario) } else { Vec::new() };
-    let mut relaxations: Vec<Relaxation> =
-        knobs.into_iter().filter_map(|knob| first_that_works(knob, objective)).collect();
+    let mut relaxations = Vec::new();
     if relaxations_searched {
-        relaxations
-            .extend(ceilings(scenario).iter().filter_map(|ceiling| ceiling.raised(scenario, objective)));
+        relaxations = singles(scenario, objective);
     }
+    if relaxations.is_empty() && world.space.count() <= LAYOUTS_MAX_OF_PAIRS {
+        relaxations = pairs(scenario, objective);
+        relaxations.truncate(PAIRS_TOLD);
+    }
+    Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
+}
+
+/// Every single change that makes a layout fit, the smallest first.
+fn singles(scenario: &Scenario, objective: Objective) -> Vec<Relaxation> {
+    let knobs = knobs(scenario).into_iter().filter_map(|knob| first_that_works(knob, objective));
+    let ceilings = ceilings(scenario);
+    let raised = ceilings.iter().filter_map(|ceiling| ceiling.raised(scenario, objective));
+    smallest_first(knobs.chain(raised).collect())
+}
+
+/// The same with two changes at once: every single change to what another one has left.
+fn pairs(scenario: &Scenario, objective: Objective) -> Vec<Relaxation> {
+    let mut pairs = Vec::new();
+    for knob in knobs(scenario) {
+        for (i, (to, changed)) in knob.steps.iter().enumerate().take(STEPS_MAX_OF_PAIRS) {
+            for other in singles(changed, objective).into_iter().filter(|other| other.key > knob.key) {
+                pairs.push(other.after(&knob.key, &knob.from, to, i + 1));
+            }
+        }
+    }
+    for ceiling in ceilings(scenario) {
+        // As far as the others, raised one by one, leave it necessary.
+        for other in singles(&ceiling.least, objective).into_iter().filter(|other| other.key != ceiling.key) {
+            let raised = ceilings(scenario).into_iter().find(|raised| raised.key == other.key);
+            let Some((raised, to)) = raised.zip(other.to.parse().ok()) else { continue };
+            let changed = changed(scenario, |s| (raised.set)(s, to));
+            let again = ceilings(&changed).into_iter().find(|again| again.key == ceiling.key);
+            if let Some(last) = again.and_then(|again| again.raised(&changed, objective)) {
+                pairs.push(last.after(&other.key, &other.from, &other.to, 1));
+            }
+        }
+    }
+    smallest_first(pairs)
+}
+
+fn smallest_first(mut relaxations: Vec<Relaxation>) -> Vec<Relaxation> {
     relaxations.sort_by(|a, b| {
         a.steps
             .cmp(&b.steps)
             .then_with(|| a.objective_ms.total_cmp(&b.objective_ms))
             .then_with(|| a.key.cmp(&b.key))
     });
-    Infeasible { reason: reason(scenario, world), relaxations, relaxations_searched }
+    relaxations
+}
+
+impl Relaxation {
+    /// This change together with an earlier one.
+    fn after(self, key: &str, from: &str, to: &str, steps: usize) -> Relaxation {
+        Relaxation {
+            key: format!("{key} and {}", self.key),
+            from: format!("{from} and {}", self.from),
+            to: format!("{to} and {}", self.to),
+            steps: steps + self.steps,
+            ..self
+        }
+    }
 }
 
 type SetCeiling = Box<dyn Fn(&mut Scenario, f64)>;
@@ -135,7 +192,7 @@ impl Ceiling {
     /// The least ceiling that a layout stays below, if that alone makes one fit.
     fn raised(&self, scenario: &Scenario, objective: Objective) -> Option<Relaxation> {
         let (world, _) = self.least.world().ok()?;
-        let found = Search::new(&world, self.objective, CEILING_CANDIDATES).run();
+        let found = Search::new(&world, self.objective, CEILING_CANDIDATES, &mut |_| {}).run().standings;
         let fitting = found.iter().filter(|standing| standing.feasible);
         let least = fitting
             .map(|standing| match self.is_cost {
@@ -164,7 +221,7 @@ fn first_that_works(knob: Knob, objective: Objective) -> Option<Relaxation> {
         if world.space.count() > LAYOUTS_MAX {
             return None;
         }
-        let found = Search::new(&world, objective, 1).run();
+        let found = Search::new(&world, objective, 1, &mut |_| {}).run().standings;
         let best = found.first().filter(|best| best.feasible)?;
         Some(Relaxation {
             key: knob.key.clone(),

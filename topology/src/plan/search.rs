@@ -7,7 +7,7 @@ use super::bound::Bounds;
 use super::tail::least_p99;
 use super::{Assessor, Objective};
 use crate::layout::{Guide, Layout, Partial};
-use crate::scenario::World;
+use crate::scenario::{LAYOUTS_MAX, World};
 
 /// The figures that layouts are compared by: cheap enough to compute for every one. Less is better
 /// in each.
@@ -57,11 +57,82 @@ pub(super) struct Search<'w> {
     /// The best so far, sorted once `keep` are there.
     best: Vec<Standing>,
     front: Vec<(Counts, Standing)>,
+    allowance: Allowance,
+    progress: &'w mut dyn FnMut(Progress),
+}
+
+/// How far a search has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Partial layouts looked at.
+    pub examined: u64,
+    /// The objective of the best layout so far, ms.
+    pub best_ms: Option<f64>,
+}
+
+/// Partial layouts between two reports of progress.
+const EXAMINED_PER_REPORT: u64 = 1 << 18;
+
+/// Partial layouts that a bounded search looks at: a few seconds' work.
+const EXAMINED_MAX: u64 = 10_000_000;
+
+/// How many partial layouts may still be looked at, and what was left out for want of it.
+pub(super) struct Allowance {
+    left: u64,
+    left_for_part: u64,
+    examined: u64,
+    /// No layout that was left out has less of the objective, ms.
+    bound_ms: f64,
+}
+
+impl Allowance {
+    /// Enough for everything in spaces that are searched whole, else for the best part of it.
+    pub(super) fn new(world: &World) -> Self {
+        let left = if world.space.count() > LAYOUTS_MAX { EXAMINED_MAX } else { u64::MAX };
+        Allowance { left, left_for_part: left, examined: 0, bound_ms: f64::INFINITY }
+    }
+
+    /// Whether there may not be enough for everything.
+    fn is_bounded(&self) -> bool {
+        self.left <= EXAMINED_MAX
+    }
+
+    /// Every part of the walk gets an equal share of what is left.
+    pub(super) fn begin(&mut self, parts_left: usize) {
+        self.left_for_part = (self.left / parts_left.max(1) as u64).max(1);
+    }
+
+    /// Whether one more may be looked at.
+    pub(super) fn take(&mut self) -> bool {
+        self.examined += 1;
+        let granted = self.left_for_part > 0;
+        self.left_for_part = self.left_for_part.saturating_sub(1);
+        self.left = self.left.saturating_sub(u64::from(granted));
+        granted
+    }
+
+    /// Leaves out what can't have less than this of the objective.
+    pub(super) fn leave_out(&mut self, at_least_ms: f64) {
+        self.bound_ms = self.bound_ms.min(at_least_ms);
+    }
+}
+
+/// What a search has found.
+pub(super) struct Found {
+    /// Layouts, best first.
+    pub(super) standings: Vec<Standing>,
+    /// No layout that was left out has less of the objective, ms; infinite if none was.
+    pub(super) bound_ms: f64,
 }
 
 impl<'w> Search<'w> {
     /// A search that keeps the `keep` best.
-    pub(super) fn new(world: &'w World, objective: Objective, keep: usize) -> Self {
+    pub(super) fn new(
+        world: &'w World,
+        objective: Objective,
+        keep: usize,
+        progress: &'w mut dyn FnMut(Progress),
+    ) -> Self {
         Search {
             world,
             objective,
@@ -70,15 +141,18 @@ impl<'w> Search<'w> {
             bounds: Bounds::new(world),
             best: Vec::new(),
             front: Vec::new(),
+            allowance: Allowance::new(world),
+            progress,
         }
     }
 
     /// The layouts that meet the requirements, best first, the Pareto front among them; the others
     /// behind them if there is room for all, or if none meets the requirements.
-    pub(super) fn run(mut self) -> Vec<Standing> {
+    pub(super) fn run(mut self) -> Found {
         self.walk();
         if self.best.is_empty() && self.feasible_only {
             self.feasible_only = false;
+            self.allowance = Allowance::new(self.world);
             self.walk();
         }
         if self.objective == Objective::P99 && self.best.first().is_some_and(|best| best.feasible) {
@@ -95,7 +169,7 @@ impl<'w> Search<'w> {
             standing.on_front = standing.feasible && !beaten;
         }
         self.best.sort_by(rank);
-        self.best
+        Found { standings: self.best, bound_ms: self.allowance.bound_ms }
     }
 
     fn walk(&mut self) {
@@ -133,7 +207,7 @@ impl<'w> Search<'w> {
     fn hopeless(&self, least: &Figures) -> bool {
         let too_late = self.best.len() >= self.keep
             && self.best.last().is_some_and(|last| order(least, &last.figures) != Ordering::Less);
-        too_late && (!self.feasible_only || self.is_covered(&counts(least)))
+        too_late && (!self.feasible_only || self.allowance.is_bounded() || self.is_covered(&counts(least)))
     }
 
     fn is_covered(&self, figures: &Counts) -> bool {
@@ -148,7 +222,9 @@ impl<'w> Search<'w> {
         }
         self.best.sort_by(rank);
         let known_ms = self.best.first().map_or(f64::INFINITY, |best| best.figures.objective_ms);
-        for (layout, p99_ms) in least_p99(self.world, &mut assessor, known_ms) {
+        // The mean's bound says nothing of tails.
+        self.allowance = Allowance::new(self.world);
+        for (layout, p99_ms) in least_p99(self.world, &mut assessor, known_ms, &mut self.allowance) {
             if self.best.iter().all(|standing| standing.layout != layout) {
                 let figures = Figures { objective_ms: p99_ms, ..self.figures(&layout) };
                 self.best.push(Standing { layout, figures, feasible: true, on_front: false });
@@ -159,17 +235,31 @@ impl<'w> Search<'w> {
 }
 
 impl Guide for Search<'_> {
+    fn begin(&mut self, parts_left: usize) {
+        self.allowance.begin(parts_left);
+    }
+
     fn cut(&mut self, partial: &Partial<'_>) -> bool {
         if self.feasible_only && self.bounds.infeasible(partial) {
             return true;
         }
         let least = self.bounds.figures(partial, self.objective);
-        self.hopeless(&least) || {
-            let after_loss_ms = self.bounds.after_any_loss_ms(partial, least.after_loss_ms);
-            let objective_ms = self.objective.of(least.mean_write_ms, least.worst_write_ms, after_loss_ms);
-            after_loss_ms > least.after_loss_ms
-                && self.hopeless(&Figures { objective_ms, after_loss_ms, ..least })
+        let granted = self.allowance.take();
+        if self.allowance.examined.is_multiple_of(EXAMINED_PER_REPORT) {
+            let best_ms = self.best.first().map(|best| best.figures.objective_ms);
+            (self.progress)(Progress { examined: self.allowance.examined, best_ms });
         }
+        if self.hopeless(&least) {
+            return true;
+        }
+        if !granted {
+            self.allowance.leave_out(least.objective_ms);
+            return true;
+        }
+        let after_loss_ms = self.bounds.after_any_loss_ms(partial, least.after_loss_ms);
+        let objective_ms = self.objective.of(least.mean_write_ms, least.worst_write_ms, after_loss_ms);
+        after_loss_ms > least.after_loss_ms
+            && self.hopeless(&Figures { objective_ms, after_loss_ms, ..least })
     }
 
     fn visit(&mut self, layout: &Layout) {
@@ -205,15 +295,15 @@ fn rank(a: &Standing, b: &Standing) -> Ordering {
         .then_with(|| b.layout.voters.cmp(&a.layout.voters))
 }
 
-/// The objective, the preference of leaders, then the mean, the time after a loss, availability and
-/// cost.
+/// The objective, the preference of leaders, then the latencies, availability and cost.
 fn order(a: &Figures, b: &Figures) -> Ordering {
-    let latencies = |f: &Figures| [rounded(f.mean_write_ms), rounded(f.after_loss_ms)];
+    let latencies =
+        |f: &Figures| [rounded(f.mean_write_ms), rounded(f.worst_write_ms), rounded(f.after_loss_ms)];
     rounded(a.objective_ms)
         .cmp(&rounded(b.objective_ms))
         .then_with(|| a.preference.cmp(&b.preference))
         .then_with(|| latencies(a).cmp(&latencies(b)))
-        .then_with(|| a.unavailability.total_cmp(&b.unavailability))
+        .then_with(|| stepped(a.unavailability).cmp(&stepped(b.unavailability)))
         .then_with(|| a.voters.cmp(&b.voters))
         .then_with(|| a.wan_copies.cmp(&b.wan_copies))
 }
@@ -223,8 +313,13 @@ fn rounded(ms: f64) -> i64 {
     (ms / SAME_MS + 0.5) as i64
 }
 
-/// Unavailability below this is as good as none: a thirtieth of a second a year.
-const SAME_UNAVAILABILITY: f64 = 1e-9;
+/// Unavailability in steps of [`SAME_UNAVAILABILITY`].
+fn stepped(unavailability: f64) -> i64 {
+    (unavailability / SAME_UNAVAILABILITY) as i64
+}
+
+/// Unavailability below this is as good as none: three milliseconds a year.
+const SAME_UNAVAILABILITY: f64 = 1e-10;
 
 /// What the Pareto front counts, in whole steps.
 type Counts = [i64; 6];
@@ -234,7 +329,7 @@ fn counts(figures: &Figures) -> Counts {
         rounded(figures.mean_write_ms),
         rounded(figures.worst_write_ms),
         rounded(figures.after_loss_ms),
-        (figures.unavailability / SAME_UNAVAILABILITY) as i64,
+        stepped(figures.unavailability),
         figures.voters as i64,
         figures.wan_copies as i64,
     ]

@@ -3,13 +3,19 @@
 
 use super::Assessor;
 use super::bound::least_commit_ms;
+use super::search::Allowance;
 use crate::latency::{Distribution, Model};
 use crate::layout::{Design, Guide, Layout, Partial};
 use crate::scenario::World;
 
 /// The layouts with a p99 below `known_ms` that were met on the way to the least, the least last.
-pub(super) fn least_p99(world: &World, assessor: &mut Assessor<'_>, known_ms: f64) -> Vec<(Layout, f64)> {
-    let mut contenders = Contenders::new(world, known_ms);
+pub(super) fn least_p99(
+    world: &World,
+    assessor: &mut Assessor<'_>,
+    known_ms: f64,
+    allowance: &mut Allowance,
+) -> Vec<(Layout, f64)> {
+    let mut contenders = Contenders::new(world, known_ms, allowance);
     // Nearest by the least times: the bound of a partial layout rests on that order.
     let nearest_first = contenders.floor.nearest_first();
     world.space.walk(&nearest_first, &mut contenders);
@@ -44,12 +50,13 @@ struct Contenders<'w> {
     ways_p99_ms: Vec<f64>,
     /// A p99 that some layout is known to reach.
     known_ms: f64,
+    allowance: &'w mut Allowance,
     /// Lower bound of the p99, and the layout.
     found: Vec<(f64, Layout)>,
 }
 
 impl<'w> Contenders<'w> {
-    fn new(world: &'w World, known_ms: f64) -> Self {
+    fn new(world: &'w World, known_ms: f64, allowance: &'w mut Allowance) -> Self {
         let model = &world.model;
         let regions = model.regions.len();
         let nearer_under = |leader: usize| -> Vec<Vec<bool>> {
@@ -76,6 +83,7 @@ impl<'w> Contenders<'w> {
             floor,
             ways_p99_ms: (0..regions).map(way_p99_ms).collect(),
             known_ms,
+            allowance,
             found: Vec::new(),
         }
     }
@@ -120,13 +128,22 @@ impl<'w> Contenders<'w> {
 }
 
 impl Guide for Contenders<'_> {
+    fn begin(&mut self, parts_left: usize) {
+        self.allowance.begin(parts_left);
+    }
+
     /// Cuts what can't reach the p99 that is known, and where a decided group or voter could move
     /// to a decided region whatever the rest is: single voters only where one region must be
     /// survivable at most, for otherwise a move may cost the requirement.
     fn cut(&mut self, partial: &Partial<'_>) -> bool {
         let world = self.world;
         let commit_ms = least_commit_ms(&self.floor, partial, None);
-        if self.p99_floor_ms(partial.leader, commit_ms) > self.known_ms {
+        let floor_ms = self.p99_floor_ms(partial.leader, commit_ms);
+        if floor_ms > self.known_ms {
+            return true;
+        }
+        if !self.allowance.take() {
+            self.allowance.leave_out(floor_ms);
             return true;
         }
         let by_region = partial.design.votes_by_region();

@@ -3,20 +3,39 @@
 
 use std::fmt::Write as _;
 
+use super::text::per_year;
 use crate::layout::{Design, Layout};
 use crate::plan::{Assessment, Plan};
 
-/// The sums behind the best layout's figures, and the best layout of every other design and leader
-/// among those listed. Empty if no layout fits.
-pub fn explanation(plan: &Plan) -> String {
+/// The sums behind a layout's figures, and what the best layout of every other design and leader
+/// among those listed would cost or save.
+pub fn explanation(plan: &Plan, explained: &Assessment) -> String {
     let mut out = String::new();
-    if let Some(best) = plan.best() {
-        // Writing to a string can't fail.
-        let _ = commit(&mut out, plan, &best.layout);
-        let _ = writes(&mut out, plan, best);
-        let _ = alternatives(&mut out, plan, best);
-    }
+    // Writing to a string can't fail.
+    let _ = commit(&mut out, plan, &explained.layout);
+    let _ = writes(&mut out, plan, explained);
+    let _ = quorums(&mut out, plan, explained);
+    let _ = alternatives(&mut out, plan, explained);
     out
+}
+
+fn quorums(out: &mut String, plan: &Plan, explained: &Assessment) -> std::fmt::Result {
+    let quorum = &explained.quorum;
+    writeln!(
+        out,
+        "Any {} voters may fail, any {} regions; the busiest voter takes part in {:.0} % of the writes at least.",
+        quorum.resilience,
+        explained.survives_regions,
+        100.0 * quorum.load
+    )?;
+    for violation in &explained.violations {
+        writeln!(out, "  not met: {violation}")?;
+    }
+    let budget = plan.world.failures.budget(&explained.layout);
+    for item in budget.iter().filter(|item| item.unavailability > 0.0) {
+        writeln!(out, "  {:>10} a year without a quorum: {}", per_year(item.unavailability), item.cause)?;
+    }
+    Ok(())
 }
 
 fn commit(out: &mut String, plan: &Plan, layout: &Layout) -> std::fmt::Result {

@@ -10,11 +10,12 @@ use crate::availability::BudgetItem;
 use crate::diagnostic::Diagnostic;
 use crate::latency::Pipeline;
 use crate::plan::{
-    Assessment, ClientLatency, Forecast, Homes, Infeasible, Latency, Objective, Plan, Situation,
+    Action, Assessment, Change, ClientLatency, Forecast, Homes, Infeasible, Latency, Objective, Plan,
+    Situation, Step,
 };
 use crate::quorum::QuorumFigures;
 use crate::survival::AfterLoss;
-use crate::timing::{Assumptions, Setting, Timing};
+use crate::timing::{Assumptions, Misfit, Setting, Timing};
 
 /// The plan as JSON: every layout listed, the index of the recommended one (null if none fits),
 /// its timing, and the findings.
@@ -30,6 +31,7 @@ pub fn json(plan: &Plan) -> String {
         ),
         pipeline: PipelineView::from(plan.world.model.pipeline),
         layouts_considered: plan.considered,
+        optimality_gap_ms: rounded(plan.gap_ms),
         layouts: plan.layouts.iter().map(|assessment| LayoutView::new(plan, assessment, &clients)).collect(),
         recommended: plan.recommended,
         infeasible: plan.infeasible.as_ref(),
@@ -37,6 +39,7 @@ pub fn json(plan: &Plan) -> String {
         one_home_per_region: plan.homes.as_ref().map(|homes| HomesView::new(homes, names, &clients)),
         forecast: plan.forecast.as_ref().map(|forecast| ForecastView::new(forecast, names)),
         unavailability_budget: &plan.budget,
+        running: plan.change.as_ref().map(|change| ChangeView::new(plan, change, &clients)),
         timing: plan.timing.as_ref().map(TimingView::new),
         diagnostics: &plan.diagnostics,
     };
@@ -45,7 +48,7 @@ pub fn json(plan: &Plan) -> String {
 
 /// What is printed instead of a plan when the input is refused.
 pub fn refusal_json(diagnostics: &[Diagnostic]) -> String {
-    print(&Refusal { recommended: None, diagnostics })
+    print(&Refusal { layouts: [], recommended: None, diagnostics })
 }
 
 fn print(value: &impl Serialize) -> String {
@@ -54,6 +57,7 @@ fn print(value: &impl Serialize) -> String {
 
 #[derive(Serialize)]
 struct Refusal<'p> {
+    layouts: [LayoutView<'p>; 0],
     recommended: Option<usize>,
     diagnostics: &'p [Diagnostic],
 }
@@ -66,6 +70,7 @@ struct PlanView<'p> {
     client_write_share: Named<'p, f64>,
     pipeline: PipelineView,
     layouts_considered: u64,
+    optimality_gap_ms: f64,
     layouts: Vec<LayoutView<'p>>,
     recommended: Option<usize>,
     infeasible: Option<&'p Infeasible>,
@@ -73,6 +78,7 @@ struct PlanView<'p> {
     one_home_per_region: Option<HomesView<'p>>,
     forecast: Option<ForecastView<'p>>,
     unavailability_budget: &'p [BudgetItem],
+    running: Option<ChangeView<'p>>,
     timing: Option<TimingView<'p>>,
     diagnostics: &'p [Diagnostic],
 }
@@ -205,6 +211,45 @@ fn hand_off<'p>(plan: &'p Plan, best: &Assessment, clients: &[usize]) -> Named<'
     })
 }
 
+/// What runs, and the way to the recommended layout.
+#[derive(Serialize)]
+struct ChangeView<'p> {
+    layout: LayoutView<'p>,
+    gain_ms: Option<f64>,
+    worth_it: bool,
+    steps: Option<Vec<StepView<'p>>>,
+    misfits: &'p [Misfit],
+}
+
+#[derive(Serialize)]
+struct StepView<'p> {
+    #[serde(flatten)]
+    action: Action,
+    text: String,
+    voters: Named<'p, u8>,
+    survives_regions: usize,
+}
+
+impl<'p> ChangeView<'p> {
+    fn new(plan: &'p Plan, change: &'p Change, clients: &[usize]) -> Self {
+        let names = &plan.world.model.regions;
+        let all: Vec<usize> = (0..names.len()).collect();
+        let step = |step: &Step| StepView {
+            action: step.action,
+            text: step.action.display(names).to_string(),
+            voters: Named::of(names, &all, |region| step.after.voters[region]),
+            survives_regions: step.after.survives_regions(),
+        };
+        ChangeView {
+            layout: LayoutView::new(plan, &change.running, clients),
+            gain_ms: change.gain_ms.is_finite().then(|| rounded(change.gain_ms)),
+            worth_it: change.worth_it,
+            steps: change.steps.as_ref().map(|steps| steps.iter().map(step).collect()),
+            misfits: &change.misfits,
+        }
+    }
+}
+
 /// All latencies of the recommended layout.
 #[derive(Serialize)]
 struct ForecastView<'p> {
@@ -219,6 +264,7 @@ struct SituationView<'p> {
     leader: &'p str,
     commit_ms: Latency,
     mean_write_ms: Latency,
+    mean_sync_read_ms: Latency,
     clients: Named<'p, ClientLatency>,
 }
 
@@ -252,11 +298,13 @@ impl<'p> SituationView<'p> {
             read: client.read.rounded(),
             sync_read: client.sync_read.rounded(),
             lock: client.lock.rounded(),
+            hand_off: client.hand_off.rounded(),
         };
         SituationView {
             leader: &names[situation.leader],
             commit_ms: situation.commit.rounded(),
             mean_write_ms: situation.mean_write.rounded(),
+            mean_sync_read_ms: situation.mean_sync_read.rounded(),
             clients: Named::some(names, situation.clients.iter().map(|client| client.as_ref().map(rounded))),
         }
     }

@@ -31,6 +31,10 @@ pub fn text(plan: &Plan) -> String {
         (None, Some(infeasible)) => refusal(&mut out, infeasible),
         (None, None) => {}
     }
+    if plan.change.is_some() {
+        line(&mut out, "");
+        out.push_str(&super::running(plan));
+    }
     line(&mut out, "");
     table(&mut out, plan);
     if let Some(forecast) = &plan.forecast {
@@ -156,10 +160,11 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
         other => format!(" {:.1} ms by `{other}`,", best.objective_ms(other)),
     };
     let considered = plan.considered;
-    line(
-        out,
-        format_args!("  {:.1} ms on average;{least} the least of {considered} layouts.", best.mean_write_ms),
-    );
+    let rest = match plan.gap_ms {
+        gap_ms if gap_ms > 0.0 => format!("no other of {considered} layouts has {gap_ms:.1} ms less"),
+        _ => format!("the least of {considered} layouts"),
+    };
+    line(out, format_args!("  {:.1} ms on average;{least} {rest}.", best.mean_write_ms));
     local_commits(out, plan, best);
     after_loss(out, plan, best);
     line(
@@ -178,15 +183,16 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
                 "  One home per client region instead of one leader: {:.1} ms on average, {:.1} less{}.",
                 homes.mean_write_ms,
                 best.mean_write_ms - homes.mean_write_ms,
-                elsewhere(homes, names)
+                elsewhere(homes, &model.shares, names)
             ),
         );
     }
 }
 
 /// The client regions whose subtrees are homed in another region.
-fn elsewhere(homes: &Homes, names: &[String]) -> String {
-    let away = homes.home.iter().enumerate().filter(|(client, home)| client != *home);
+fn elsewhere(homes: &Homes, shares: &[f64], names: &[String]) -> String {
+    let away =
+        homes.home.iter().enumerate().filter(|(client, home)| shares[*client] > 0.0 && client != *home);
     let away: Vec<String> =
         away.map(|(client, home)| format!("{} in {}", names[client], names[*home])).collect();
     if away.is_empty() { String::new() } else { format!(" ({})", away.join(", ")) }
@@ -204,7 +210,7 @@ fn traffic(out: &mut String, plan: &Plan, best: &Assessment) {
     );
 }
 
-fn sentence(layout: &Layout, names: &[String]) -> String {
+pub(super) fn sentence(layout: &Layout, names: &[String]) -> String {
     let design = match layout.design {
         Design::Flat => "one flat ensemble",
         Design::Hier => "one ensemble with a group per region",
@@ -275,7 +281,7 @@ fn regions(count: usize) -> String {
 fn refusal(out: &mut String, infeasible: &Infeasible) {
     line(out, format_args!("No layout fits: {}.", infeasible.reason));
     if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
-        line(out, "  No single change helps: relax two requirements, or add regions.");
+        line(out, "  No change of one key helps, nor of two: add regions.");
     }
     for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
         let lead = if i == 0 { "Least change" } else { "or" };
@@ -356,13 +362,22 @@ fn operations(out: &mut String, plan: &Plan, forecast: &Forecast) {
     for (region, client) in forecast.now.clients.iter().enumerate().take(REGION_ROWS_MAX) {
         let Some(client) = client else { continue };
         let mut row = vec![names[region].clone()];
-        row.extend([client.read, client.write, client.sync_read, client.lock].map(both));
-        let farthest = forecast.hand_off[region].iter().flatten();
-        let farthest = farthest.max_by(|a, b| a.typical.total_cmp(&b.typical));
-        row.push(farthest.copied().map_or("-".to_owned(), both));
+        row.extend([client.read, client.write, client.sync_read, client.lock, client.hand_off].map(both));
         rows.push(row);
     }
-    line(out, "The recommended layout, ms: by the formula (p99):");
+    let now = &forecast.now;
+    rows.push(
+        [
+            "mean".to_owned(),
+            "-".to_owned(),
+            both(now.mean_write),
+            both(now.mean_sync_read),
+            "-".to_owned(),
+            "-".to_owned(),
+        ]
+        .to_vec(),
+    );
+    line(out, "The recommended layout, ms: by the formula (p99); means by the clients' writes and reads:");
     aligned(out, &rows);
 }
 
@@ -429,7 +444,7 @@ fn timing_table(out: &mut String, timing: &Timing) {
 }
 
 /// A share of time as a time per year, in the unit that suits it.
-fn per_year(share: f64) -> String {
+pub(super) fn per_year(share: f64) -> String {
     let seconds = share * SECONDS_PER_YEAR;
     match seconds {
         s if s < 0.5e-4 => "< 0.1 ms".to_owned(),

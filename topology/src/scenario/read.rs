@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::{Scenario, Time};
 use crate::diagnostic::{Code, Diagnostic, nearest};
 use crate::latency::Measured;
+use crate::timing::TIMEOUTS_IN_USE;
 
 /// The keys of a scenario.
 const KEYS: [&str; 29] = [
@@ -81,6 +82,10 @@ const TABLES: [(&str, &[&str]); 9] = [
             "link_mb_per_s",
             "window_mb",
             "load_mb_per_s",
+            "blips_per_day",
+            "blip_p50_ms",
+            "blip_p99_ms",
+            "silent_failures_per_year",
         ],
     ),
     ("current", &["design", "leader", "voters", "observers", "timing"]),
@@ -160,6 +165,10 @@ fn unknown_keys(value: &Value) -> Vec<Diagnostic> {
         }
     }
     let failure = value.get("failure");
+    let current = value.get("current").and_then(|current| current.get("timing"));
+    diagnostics.extend(
+        current.into_iter().flat_map(|in_use| unknown_in(in_use, "current.timing", &TIMEOUTS_IN_USE)),
+    );
     for (region, own) in tables(failure.and_then(|failure| failure.get("regions"))) {
         diagnostics.extend(unknown_in(own, &format!("failure.regions.{region}"), REGION_FAILURE_KEYS));
     }

@@ -9,11 +9,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 use crate::client::{Client, ClientError};
 use crate::load::{Load, LoadReport};
+use crate::process::resident_bytes;
 
 /// Servers of each ensemble, all voters.
 const SERVERS: usize = 3;
@@ -27,9 +31,13 @@ const JAVA_HEAP: &str = "-Xmx1000m";
 const SYNCS: usize = 100;
 const SYNC_BYTES: [u8; 200] = [b'm'; 200];
 
+/// Makes the command that starts a server, by its place and directory.
+type StartCommand = dyn Fn(usize, &Path) -> anyhow::Result<Command>;
+
 /// An ensemble of server processes.
-pub(super) struct Ensemble {
+pub(crate) struct Ensemble {
     name: &'static str,
+    command: Box<StartCommand>,
     servers: Vec<Child>,
     clients: Vec<String>,
     directory: PathBuf,
@@ -37,21 +45,23 @@ pub(super) struct Ensemble {
 
 impl Ensemble {
     /// Starts Apache ZooKeeper, with its defaults: it syncs every write.
-    pub(super) fn zookeeper(path: &Path, directory: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn zookeeper(path: &Path, directory: &Path) -> anyhow::Result<Self> {
         let class_path = class_path(path)?;
         let directory = directory.join("zookeeper");
         let ports = free_ports(3 * SERVERS)?;
         let (clients, peers) = ports.split_at(SERVERS);
+        let clients = clients.to_vec();
         let mut members = String::new();
         for (number, ports) in (1..).zip(peers.chunks(2)) {
             let [peer, election] = ports else { continue };
             writeln!(members, "server.{number}=127.0.0.1:{peer}:{election}")?;
         }
-        let start = |number: usize, own: &Path| {
+        let client_ports = clients.clone();
+        let start = move |number: usize, own: &Path| {
             let config = format!(
                 "tickTime=2000\ninitLimit=10\nsyncLimit=5\nmaxClientCnxns=0\nadmin.enableServer=false\n\
                  clientPortAddress=127.0.0.1\nclientPort={}\ndataDir={}\n{members}",
-                clients[number],
+                client_ports[number],
                 own.display()
             );
             std::fs::write(own.join("myid"), (number + 1).to_string())?;
@@ -63,60 +73,120 @@ impl Ensemble {
             java.env_remove("JAVA_TOOL_OPTIONS").env_remove("JDK_JAVA_OPTIONS");
             Ok(java)
         };
-        Self::start("ZooKeeper", directory.clone(), clients, start)
+        Self::start("ZooKeeper", directory, &clients, Box::new(start))
     }
 
     /// Starts a Meridian region on its own.
-    pub(super) fn meridian(program: &Path, directory: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn meridian(program: &Path, directory: &Path) -> anyhow::Result<Self> {
         let directory = directory.join("meridian");
         let ports = free_ports(3 * SERVERS)?;
         let (clients, others) = ports.split_at(SERVERS);
         let (peers, admins) = others.split_at(SERVERS);
+        let (clients, admins, program) = (clients.to_vec(), admins.to_vec(), program.to_path_buf());
         let mut members = String::new();
         for (number, peer) in (1..).zip(peers) {
             write!(members, "\n[[servers]]\nnumber = {number}\naddress = \"127.0.0.1:{peer}\"\n")?;
         }
-        let start = |number: usize, own: &Path| {
+        let client_ports = clients.clone();
+        let start = move |number: usize, own: &Path| {
             let config = format!(
                 "region = \"compare\"\nserver = {}\ndata_dir = {:?}\n\
                  client = {{ listen = \"127.0.0.1:{}\", connections_per_address_max = 0 }}\n\
                  admin = {{ listen = \"127.0.0.1:{}\" }}\n{members}",
                 number + 1,
                 own.to_str().context("the path of the data is not UTF-8")?,
-                clients[number],
+                client_ports[number],
                 admins[number]
             );
             let file = own.join("region.toml");
             std::fs::write(&file, config)?;
-            let mut meridian = Command::new(program);
+            let mut meridian = Command::new(&program);
             meridian.arg("server").arg("--config").arg(file);
             Ok(meridian)
         };
-        Self::start("Meridian", directory.clone(), clients, start)
+        Self::start("Meridian", directory, &clients, Box::new(start))
     }
 
     fn start(
         name: &'static str,
         directory: PathBuf,
         clients: &[u16],
-        command: impl Fn(usize, &Path) -> anyhow::Result<Command>,
+        command: Box<StartCommand>,
     ) -> anyhow::Result<Self> {
-        let mut servers = Vec::new();
-        for number in 0..SERVERS {
-            let own = directory.join((number + 1).to_string());
-            std::fs::create_dir_all(&own)?;
-            let log = File::create(directory.join(format!("{}.log", number + 1)))?;
-            let mut command = command(number, &own)?;
-            command.current_dir(&own).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            let started = command.kill_on_drop(true).spawn();
-            servers.push(started.with_context(|| format!("cannot start {name}"))?);
-        }
         let clients = clients.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        Ok(Self { name, servers, clients, directory })
+        let mut ensemble = Self { name, command, servers: Vec::new(), clients, directory };
+        for server in 0..SERVERS {
+            let started = ensemble.spawn(server)?;
+            ensemble.servers.push(started);
+        }
+        Ok(ensemble)
+    }
+
+    fn spawn(&self, server: usize) -> anyhow::Result<Child> {
+        let own = self.directory.join((server + 1).to_string());
+        std::fs::create_dir_all(&own)?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join(format!("{}.log", server + 1)))?;
+        let mut command = (self.command)(server, &own)?;
+        command.current_dir(&own).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.kill_on_drop(true).spawn().with_context(|| format!("cannot start {}", self.name))
+    }
+
+    /// What it is called.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where clients reach the servers, `host:port`.
+    pub(crate) fn clients(&self) -> &[String] {
+        &self.clients
+    }
+
+    /// The server that leads, by its place; none if nobody says that it does.
+    pub(crate) async fn leader(&self) -> Option<usize> {
+        for (server, address) in self.clients.iter().enumerate() {
+            if four_letter_word(address, "srvr").await.is_ok_and(|text| text.contains("Mode: leader")) {
+                return Some(server);
+            }
+        }
+        None
+    }
+
+    /// Sends a signal to a server.
+    pub(crate) fn signal(&self, server: usize, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.servers[server].id().context("the server has ended")?;
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("no such process")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Starts a server again that has ended, or ends it first.
+    pub(crate) async fn restart(&mut self, server: usize) -> anyhow::Result<()> {
+        // One that has ended by itself is as good.
+        let _ = self.servers[server].kill().await;
+        self.servers[server] = self.spawn(server)?;
+        Ok(())
+    }
+
+    /// Ends all servers and starts them again.
+    pub(crate) async fn restart_all(&mut self) -> anyhow::Result<()> {
+        for server in &mut self.servers {
+            let _ = server.kill().await;
+        }
+        for server in 0..SERVERS {
+            self.servers[server] = self.spawn(server)?;
+        }
+        Ok(())
+    }
+
+    /// The memory that a server has resident, in bytes.
+    pub(crate) fn resident_bytes(&self, server: usize) -> anyhow::Result<u64> {
+        resident_bytes(self.servers[server].id().context("the server has ended")?)
     }
 
     /// Waits until every server gives sessions.
-    pub(super) async fn wait_until_serving(&self) -> anyhow::Result<()> {
+    pub(crate) async fn wait_until_serving(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + SERVING_TIMEOUT;
         for address in &self.clients {
             loop {
@@ -135,6 +205,16 @@ impl Ensemble {
         Ok(())
     }
 
+    /// Waits until a server gives sessions.
+    pub(crate) async fn wait_for(&self, server: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + SERVING_TIMEOUT;
+        while let Err(error) = self.try_session(&self.clients[server]).await {
+            ensure!(Instant::now() < deadline, "{} does not serve again: {error}", self.name);
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     async fn try_session(&self, address: &str) -> Result<(), ClientError> {
         Client::connect(address).await?.close().await
     }
@@ -146,7 +226,7 @@ impl Ensemble {
     }
 
     /// What the ensemble does under a load.
-    pub(super) async fn load(&self, load: &Load) -> anyhow::Result<LoadReport> {
+    pub(crate) async fn load(&self, load: &Load) -> anyhow::Result<LoadReport> {
         let pids: Vec<u32> = self.servers.iter().filter_map(Child::id).collect();
         load.run(&self.clients, &pids)
             .await
@@ -154,12 +234,26 @@ impl Ensemble {
     }
 
     /// Ends the servers; their data goes with its directory.
-    pub(super) async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         for server in &mut self.servers {
             // One that has ended by itself is as good.
             let _ = server.kill().await;
         }
     }
+}
+
+/// What a server answers to one of ZooKeeper's four-letter words.
+async fn four_letter_word(address: &str, word: &str) -> std::io::Result<String> {
+    let asking = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(word.as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok(text)
+    };
+    tokio::time::timeout(Duration::from_secs(2), asking)
+        .await
+        .unwrap_or(Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// What `java -cp` needs for a jar, a `zkServer.sh` or the directory of a distribution.
@@ -199,7 +293,7 @@ fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
 
 /// The shortest time in which a little is appended to a file in a directory and synced. The shortest,
 /// since others may use the disk too.
-pub(super) fn sync_time(directory: &Path) -> anyhow::Result<Duration> {
+pub(crate) fn sync_time(directory: &Path) -> anyhow::Result<Duration> {
     let mut file = tempfile::tempfile_in(directory)?;
     let mut shortest = Duration::MAX;
     for _ in 0..SYNCS {
