@@ -734,6 +734,9 @@ impl Drop for TenureGuard {
             *current = None;
         }
         let group = self.tenure.group.clone();
+        if mutant::is(Mutant::UnfencedIncarnation) {
+            return;
+        }
         tokio::spawn(async move { group.shutdown().await });
     }
 }
