@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+pub(crate) use check::about;
 pub use place::Source;
 pub use read::{parse, parse_json, parse_toml};
 pub use world::{Ceilings, Running, World};

@@ -68,6 +68,9 @@ fn every_server_gets_its_configuration() {
 fn two_layouts_are_compared() {
     let arguments = "s.json --compare two:us-east=3,us-west=3,eu=1 flat:us-east=3,us-west=1,eu=1";
     check(arguments, example(), 0, expect_file!["expected/comparison.txt"]);
+    let doubtful =
+        run("s.json --compare flat:us-east=2,us-west=2 hier:us-east=3,us-west=3", example()).output;
+    assert!(doubtful.contains("[even-voters]") && doubtful.contains("[two-groups]"), "{doubtful}");
     let refused = run("s.json --compare two:us-eats=3 flat:us-east=1", example());
     assert_eq!(refused.status, 1);
     assert!(refused.complaint.contains("did you mean us-east?"), "{}", refused.complaint);

@@ -235,11 +235,18 @@ fn pairs_must_be_complete() {
     check_scenario(
         "regions = [\"a\", \"b\", \"c\"]\nrtt.a = { b = 10 }\n",
         expect![[r#"
-            error[unknown-region]: regions: c is not among the 2 regions of the matrix
-             --> s.toml:1:11
+            error[missing-pair]: rtt a - c: no round-trip time in either direction
+             --> s.toml:2:1
               |
-            1 | regions = ["a", "b", "c"]
-              |           ^^^^^^^^^^^^^^^
+            2 | rtt.a = { b = 10 }
+              | ^^^
+              help: give rtt.a.c in the scenario, or a line a,c,<ms> in a table, or leave one of them out
+            error[missing-pair]: rtt b - c: no round-trip time in either direction
+             --> s.toml:2:1
+              |
+            2 | rtt.a = { b = 10 }
+              | ^^^
+              help: give rtt.b.c in the scenario, or a line b,c,<ms> in a table, or leave one of them out
         "#]],
     );
     check_scenario(
@@ -250,7 +257,7 @@ fn pairs_must_be_complete() {
               |
             2 | rtt.a = { b = 10, c = 12 }
               | ^^^
-              help: add a line b,c,<ms> or leave one of the regions out
+              help: give rtt.b.c in the scenario, or a line b,c,<ms> in a table, or leave one of them out
         "#]],
     );
     check_scenario(
@@ -420,7 +427,7 @@ fn an_infeasible_scenario_says_what_would_have_to_give() {
     check_scenario(
         &with("").replace("survive_regions = 1", "survive_regions = 2"),
         expect![[r#"
-            warning[infeasible]: require: to lose 2 regions and keep a majority takes voters in 5 regions; 3 regions and 9 voters are allowed
+            warning[infeasible]: require: to lose any 2 regions and keep a majority takes voters in 5 regions; 3 regions and 9 voters are allowed
              --> s.toml:4:11
               |
             4 | require = { survive_regions = 2 }

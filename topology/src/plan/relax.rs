@@ -314,9 +314,13 @@ fn reason(scenario: &Scenario, world: &World) -> String {
     let leader_min = usize::from(world.space.leader_voters_min);
     if voting.min(voters_max) < needed {
         return format!(
-            "to lose {} regions and keep a majority takes voters in {needed} regions; {voting} regions and \
+            "to lose {} and keep a majority takes voters in {needed} regions; {voting} regions and \
              {voters_max} voters are allowed",
-            world.survive_regions
+            if world.survive_regions == 1 {
+                "any region".to_owned()
+            } else {
+                format!("any {} regions", world.survive_regions)
+            }
         );
     }
     if !world.space.may_lead.iter().any(|may| *may) {
