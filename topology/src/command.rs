@@ -274,7 +274,8 @@ impl PlanArgs {
         if let Some(mesh) = &inputs.mesh {
             self.take_over_mesh(mesh, inputs, &mut scenario)?;
         }
-        let nothing_given = inputs.scenario.is_none() && base.is_empty() && measured.is_empty();
+        let nothing_given =
+            inputs.scenario.is_none() && self.matrix.is_none() && self.rtt.is_none() && self.live.is_none();
         if nothing_given {
             let matrix = matrix::default_regions();
             scenario.restrict(matrix.regions());

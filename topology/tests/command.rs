@@ -117,6 +117,17 @@ fn measured_round_trips_win_over_the_scenario() {
 }
 
 #[test]
+fn a_mesh_that_has_measured_nothing_is_not_planned_for() {
+    let mesh = live("us-east", "{}").mesh;
+    let answer =
+        run("--live a:1", Inputs { live: Some("{\"rtt\": []}".to_owned()), mesh, ..Inputs::default() });
+    assert_eq!(answer.status, 1, "{}", answer.output);
+    assert!(answer.complaint.contains("no-regions"), "{}", answer.complaint);
+    let part = run("--live a:1 --regions us-east,us-west --check", live("us-east", "{}"));
+    assert_eq!(part.complaint, "");
+}
+
+#[test]
 fn local_commits_are_added_on_request() {
     let two = |arguments: &str| {
         let plan = json(arguments, example());

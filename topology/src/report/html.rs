@@ -158,19 +158,11 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) -> std::fmt:
 fn refusal(out: &mut String, infeasible: &Infeasible) -> std::fmt::Result {
     writeln!(
         out,
-        "<section class=\"answer none\">\n<p class=\"lead\">No layout fits: {}.</p>\n<ul>",
+        "<section class=\"answer none\">\n<p class=\"lead\">Infeasible because {}.</p>\n<p>Relaxations, the least first:</p>\n<ul>",
         Escaped(&infeasible.reason)
     )?;
     for relaxation in &infeasible.relaxations {
-        writeln!(
-            out,
-            "<li>{} from {} to {}: {} at {:.1} ms</li>",
-            Escaped(&relaxation.key),
-            Escaped(&relaxation.from),
-            Escaped(&relaxation.to),
-            Escaped(&relaxation.layout),
-            relaxation.objective_ms
-        )?;
+        writeln!(out, "<li>{}</li>", Escaped(&relaxation.to_string()))?;
     }
     writeln!(out, "</ul>\n</section>")
 }

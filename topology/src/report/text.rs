@@ -279,19 +279,17 @@ fn regions(count: usize) -> String {
 }
 
 fn refusal(out: &mut String, infeasible: &Infeasible) {
-    line(out, format_args!("No layout fits: {}.", infeasible.reason));
-    if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
-        line(out, "  No change of one key helps, nor of two: add regions.");
-    }
-    for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
-        let lead = if i == 0 { "Least change" } else { "or" };
-        line(
-            out,
-            format_args!(
-                "  {lead}: {} from {} to {}: {} at {:.1} ms",
-                relaxation.key, relaxation.from, relaxation.to, relaxation.layout, relaxation.objective_ms
-            ),
-        );
+    let Some((least, others)) = infeasible.relaxations.split_first() else {
+        let none = if infeasible.relaxations_searched {
+            "no change of one key helps, nor of two: add regions"
+        } else {
+            "there are too many layouts to search for the least relaxation: name fewer regions"
+        };
+        return line(out, format_args!("Infeasible because {}; {none}.", infeasible.reason));
+    };
+    line(out, format_args!("Infeasible because {}; the least relaxation is {least}.", infeasible.reason));
+    for other in others {
+        line(out, format_args!("  or {other}"));
     }
 }
 
