@@ -76,7 +76,7 @@ fn feasible(out: &mut String, plan: &Plan, best: &Assessment) -> std::fmt::Resul
         &drawing,
         &format!(
             "{kind}. A filled dot is a voter, an empty one an observer; the ring marks the leader's region. Heavy \
-             lines lead to the regions whose answers a write waits for."
+             lines lead to the regions whose answers a write waits for; times are round trips."
         ),
     )?;
     if let Some(forecast) = &plan.forecast {
@@ -179,7 +179,7 @@ fn figure(out: &mut String, title: &str, drawing: &str, caption: &str) -> std::f
 /// The figures behind the bars, and those after the leader has moved.
 fn situations(out: &mut String, plan: &Plan, forecast: &Forecast) -> std::fmt::Result {
     let names = &plan.world.model.regions;
-    let clients: Vec<usize> = plan.world.model.client_regions().collect();
+    let clients = chart::largest_clients(plan);
     let mut header = vec!["Writes".to_owned(), "leader".to_owned()];
     header.extend(clients.iter().map(|client| names[*client].clone()));
     header.push("mean".to_owned());

@@ -226,8 +226,17 @@ pub(super) fn sentence(layout: &Layout, names: &[String]) -> String {
         some.join(", ")
     };
     let mut text = format!("{design}, led from {}; voters: {}", names[layout.leader], list(&layout.voters));
-    if layout.observers.iter().any(|count| *count > 0) {
-        let _ = write!(text, "; observers: {}", list(&layout.observers));
+    let mut observers: Vec<u8> = layout.observers.iter().copied().filter(|count| *count > 0).collect();
+    let regions = observers.len();
+    observers.dedup();
+    match observers.as_slice() {
+        [] => {}
+        [each] if regions > CLIENT_COLUMNS_MAX => {
+            let _ = write!(text, "; observers: {each} in each of {regions} other regions");
+        }
+        _ => {
+            let _ = write!(text, "; observers: {}", list(&layout.observers));
+        }
     }
     text
 }
