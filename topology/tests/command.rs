@@ -199,6 +199,19 @@ fn a_check_exits_as_the_help_says() {
 }
 
 #[test]
+fn what_runs_against_the_scenarios_limits_is_worth_a_change() {
+    let scenario = EXAMPLE.replace(
+        "\"require\"",
+        r#""current": {"design": "hier", "leader": "eu", "voters": {"us-east": 3, "us-west": 3, "eu": 3}}, "require""#,
+    );
+    let answer = run("s.json --check", Inputs { scenario: Some(scenario), ..Inputs::default() });
+    assert_eq!(answer.status, 4);
+    for text in ["3 voters in eu, not 1 or fewer", "eu leads, and must not"] {
+        assert!(answer.output.contains(text), "{}", answer.output);
+    }
+}
+
+#[test]
 fn any_layout_can_be_explained() {
     let answer = run("s.json --explain flat:us-west=2,us-east=2,eu=1", example());
     let (_, explanation) = answer.output.split_once("A commit takes").unwrap();
