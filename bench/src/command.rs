@@ -8,6 +8,7 @@ use crate::compare::{self, CompareArgs};
 use crate::failover::{self, FailoverArgs};
 use crate::latency::{self, LatencyArgs};
 use crate::load::{self, LoadArgs};
+use crate::scale::{self, ScaleArgs};
 use crate::sim::{self, SimArgs};
 
 const EXAMPLES: &str = "\
@@ -19,7 +20,9 @@ Examples:
   meridian-bench compare --seconds 30
       Apache ZooKeeper and Meridian under the same loads.
   meridian-bench failover
-      How long writes stop when a leader dies, stops or hangs.";
+      How long writes stop when a leader dies, stops or hangs.
+  meridian-bench scale
+      What a million znodes, 100,000 sessions and ten million watches cost.";
 
 /// Measures ZooKeeper-protocol servers from outside, as their clients see them.
 #[derive(Debug, Parser)]
@@ -35,6 +38,7 @@ enum Command {
     Load(LoadArgs),
     Compare(CompareArgs),
     Failover(FailoverArgs),
+    Scale(ScaleArgs),
     Sim(SimArgs),
 }
 
@@ -45,6 +49,7 @@ pub fn run() -> ExitCode {
         Command::Load(args) => block_on(args.threads(), load::run(&args)),
         Command::Compare(args) => block_on(args.threads(), compare::run(&args)),
         Command::Failover(args) => block_on(1, failover::run(&args)),
+        Command::Scale(args) => block_on(1, scale::run(&args)),
         Command::Sim(args) => sim::run(&args),
     };
     result.unwrap_or_else(|error| {

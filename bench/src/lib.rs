@@ -16,5 +16,6 @@ pub mod latency;
 pub mod load;
 pub mod mesh;
 pub mod process;
+pub mod scale;
 pub mod sim;
 pub mod table;

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::resend::{self, Carrier, Queue, Sent};
 use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits, rpc};
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::certificates::{Identity, PeerName};
-use crate::engine::{Responder, invalid_data};
+use crate::engine::{LogBounds, Responder, invalid_data};
 use crate::global::{GlobalGroup, GlobalTiming, InstallGlobal, Machine};
 use crate::lease::{GrantedLeases, HeldLease, LeaseTerms};
 use crate::links::{Forward, Hello, InstallHomed, LANE, Mirror, RegionLink, Stage, kind};
@@ -66,6 +67,8 @@ pub struct BridgeConfig {
     pub peers: Vec<PeerAddress>,
     /// Timeouts of the global group.
     pub timing: GlobalTiming,
+    /// Bounds of the global group's log.
+    pub log_bounds: LogBounds,
     /// How long leases last.
     pub lease: LeaseTerms,
     /// QUIC.
@@ -159,7 +162,7 @@ impl Bridge {
             &name,
             config.transport.clone(),
         )?);
-        let table = digest_of(&config.mesh);
+        let table = config.mesh.fingerprint();
         let links = config
             .mesh
             .region_ids()
@@ -213,9 +216,15 @@ impl Bridge {
         }
         let region_id = self.config.region;
         let links = self.links.iter().map(|(id, link)| (*id, link.another())).collect();
-        let group =
-            GlobalGroup::start(self.region.clone(), region_id, incarnation, links, self.config.timing)
-                .await?;
+        let group = GlobalGroup::start(
+            self.region.clone(),
+            region_id,
+            incarnation,
+            links,
+            self.config.timing,
+            self.config.log_bounds,
+        )
+        .await?;
         let (alive, ended) = watch::channel(());
         let tenure = Arc::new(Tenure { incarnation, group: group.clone(), grants: Mutex::default(), ended });
         let guard = TenureGuard { bridge: self.clone(), tenure: tenure.clone(), _alive: alive };
@@ -400,7 +409,7 @@ impl Bridge {
             };
             let moved = async {
                 match orderer {
-                    Orderer::Global => drop(tenure.group.leader_changed(known).await),
+                    Orderer::Global => tenure.group.leader_changed(known).await,
                     Orderer::Home(_) => std::future::pending().await,
                 }
             };
@@ -418,7 +427,8 @@ impl Bridge {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                () = moved => {}
+                // Without a group there will be no other leader: the tenure is over.
+                goes_on = moved => if !goes_on { return },
             }
         }
     }
@@ -495,7 +505,11 @@ impl Bridge {
                     }
                     // The region is further behind than the records that are kept.
                     _ => {
-                        let transfer = link.send_pieces(orderer, epoch, view.export(orderer)?).await?;
+                        let mut pieces = view.export(orderer)?;
+                        if mutant::is(Mutant::DeletionOnEmptySource) {
+                            pieces.truncate(1);
+                        }
+                        let transfer = link.send_pieces(orderer, epoch, pieces).await?;
                         let request = InstallHomed { subtree, epoch, transfer };
                         expect_applied(link.ask(kind::INSTALL_HOMED, &request, ASK_TIMEOUT).await?)?;
                         position = link.ask(kind::MIRROR_POSITION, &subtree, ASK_TIMEOUT).await?;
@@ -528,7 +542,10 @@ impl Bridge {
             let left = held.deadline().saturating_sub(sent);
             let patience = if left.is_zero() { ASK_TIMEOUT } else { left.min(ASK_TIMEOUT) };
             match tokio::time::timeout(patience, self.renew(&tenure, lease_epoch)).await {
-                Ok(Ok(())) => self.region.lease_holds_until(held.renewed(sent)),
+                Ok(Ok(())) => {
+                    let from = if mutant::is(Mutant::LeaseFromReceipt) { clock.monotonic() } else { sent };
+                    self.region.lease_holds_until(held.renewed(from));
+                }
                 Ok(Err(error)) => tracing::debug!(%error, "the region's lease was not renewed"),
                 Err(_) => tracing::debug!("the renewal of the region's lease was not answered in time"),
             }
@@ -673,13 +690,6 @@ fn expect_applied(outcome: Outcome) -> io::Result<()> {
         Outcome::Applied => Ok(()),
         other => Err(io::Error::other(format!("the other region answered {other:?}"))),
     }
-}
-
-/// A digest of the table that two regions must have in common.
-fn digest_of(mesh: &Mesh) -> u64 {
-    let bytes = codec::encode(mesh).unwrap_or_default();
-    // FNV-1a: a fingerprint against mistakes, not against attackers, who would need a certificate.
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Ends what belongs to a tenure, however it ends.
@@ -863,7 +873,7 @@ fn encode(value: &impl Serialize) -> Result<Bytes, String> {
 impl RegionConnection {
     fn greet(&self, body: &Bytes) -> Result<Bytes, String> {
         let hello: Hello = decode(body)?;
-        if hello.mesh != digest_of(&self.bridge.config.mesh) {
+        if hello.mesh != self.bridge.config.mesh.fingerprint() {
             let region = self.bridge.config.mesh.region_name(self.from).unwrap_or_default();
             tracing::error!(
                 region,

@@ -392,6 +392,7 @@ pub struct Identity {
     paths: IdentityPaths,
     name: PeerName,
     clock: Arc<dyn Clock>,
+    provider: Arc<CryptoProvider>,
     loaded: ArcSwap<Loaded>,
 }
 
@@ -409,8 +410,21 @@ impl Identity {
     /// # Errors
     /// [`CertificateError`]: which file, what is wrong, what to do.
     pub fn load(paths: IdentityPaths, clock: Arc<dyn Clock>) -> Result<Self, CertificateError> {
-        let loaded = Loaded::read(&paths, &clock)?;
-        Ok(Self { paths, name: loaded.name.clone(), clock, loaded: ArcSwap::from_pointee(loaded) })
+        Self::load_with(paths, clock, rustls::crypto::aws_lc_rs::default_provider())
+    }
+
+    /// The same with other cryptography: a simulation's has no randomness of its own.
+    ///
+    /// # Errors
+    /// As for [`Identity::load`].
+    pub fn load_with(
+        paths: IdentityPaths,
+        clock: Arc<dyn Clock>,
+        provider: CryptoProvider,
+    ) -> Result<Self, CertificateError> {
+        let provider = Arc::new(provider);
+        let loaded = Loaded::read(&paths, &clock, &provider)?;
+        Ok(Self { paths, name: loaded.name.clone(), clock, provider, loaded: ArcSwap::from_pointee(loaded) })
     }
 
     /// Reads the files again. New connections use what they hold now, those that stand go on.
@@ -418,7 +432,7 @@ impl Identity {
     /// # Errors
     /// [`CertificateError`]; what was loaded before stays in use then. The name must be the same.
     pub fn reload(&self) -> Result<(), CertificateError> {
-        let loaded = Loaded::read(&self.paths, &self.clock)?;
+        let loaded = Loaded::read(&self.paths, &self.clock, &self.provider)?;
         if loaded.name != self.name {
             return Err(CertificateError::OtherName {
                 path: self.paths.certificate.clone(),
@@ -484,12 +498,15 @@ impl fmt::Debug for Identity {
 }
 
 impl Loaded {
-    fn read(paths: &IdentityPaths, clock: &Arc<dyn Clock>) -> Result<Self, CertificateError> {
+    fn read(
+        paths: &IdentityPaths,
+        clock: &Arc<dyn Clock>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, CertificateError> {
         let chain = read_certificates(&paths.certificate)?;
         let leaf = first_certificate(&chain)?.clone();
         let key = read_key(&paths.key)?;
         let roots = Arc::new(read_roots(&paths.authority)?);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let invalid = |reason: String| CertificateError::Invalid {
             path: paths.certificate.clone(),
             authority: paths.authority.clone(),
@@ -527,7 +544,7 @@ impl Loaded {
         server.alpn_protocols = vec![PROTOCOL.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        let client = client_config(provider, time, roots, chain, &key).map_err(pairing)?;
+        let client = client_config(provider.clone(), time, roots, chain, &key).map_err(pairing)?;
         let digest_key = hmac::Key::new(hmac::HMAC_SHA256, b"meridian identity");
         Ok(Self {
             name,

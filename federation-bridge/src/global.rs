@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits, rpc};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::{BasicNode, ProgressResponder};
@@ -60,7 +61,7 @@ impl Default for GlobalTiming {
 /// A snapshot of the global order costs nothing until a region asks for it, so it may be taken often.
 const ENTRIES_PER_SNAPSHOT: u64 = 20_000;
 /// The log is part of the region's replicated state, which every server of the region has in memory.
-const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 16 << 20, bytes_kept: 16 << 20 };
+pub const LOG_BOUNDS: LogBounds = LogBounds { bytes_per_snapshot: 16 << 20, bytes_kept: 16 << 20 };
 
 type Raft = openraft::Raft<TypeConfig, Machine>;
 
@@ -82,6 +83,7 @@ impl GlobalGroup {
         incarnation: Incarnation,
         links: BTreeMap<RegionId, RegionLink>,
         timing: GlobalTiming,
+        log_bounds: LogBounds,
     ) -> io::Result<Self> {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let config = Config {
@@ -122,7 +124,7 @@ impl GlobalGroup {
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
         }
-        tokio::spawn(engine::bound_log(raft.clone(), memory, LOG_BOUNDS));
+        tokio::spawn(engine::bound_log(raft.clone(), memory, log_bounds));
         Ok(Self { raft })
     }
 
@@ -421,6 +423,11 @@ impl RaftLogStorage<TypeConfig> for Store {
         }
         // The regional commit runs beside the sending to other regions, not before it.
         let change = self.change(GlobalChange::Append(stored));
+        if mutant::is(Mutant::GlobalAckBeforeCommit) {
+            tokio::spawn(change);
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         tokio::spawn(async move { callback.io_completed(change.await) });
         Ok(())
     }

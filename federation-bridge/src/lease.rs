@@ -13,6 +13,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use meridian_seam::mutant::{self, Mutant};
+
 use crate::mesh::RegionId;
 
 /// How long leases last.
@@ -36,6 +38,9 @@ impl Default for LeaseTerms {
 impl LeaseTerms {
     /// How long the leader of the global group waits, from the receipt of a renewal, on its clock.
     pub fn granted(&self) -> Duration {
+        if mutant::is(Mutant::LeaseFromReceipt) {
+            return self.duration;
+        }
         // The region's clock may run slow by the bound, and the leader's fast by the bound.
         self.duration.mul_f64((1.0 + self.drift_max) / (1.0 - self.drift_max)) + self.margin
     }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits};
 
 use crate::mesh::{Mesh, Mode, Orderer, RegionId, SubtreeId};
@@ -113,7 +114,9 @@ impl Order {
     /// Whether the request `sequence` of `region` is the next one: moves the cursor if so.
     fn admit(&mut self, region: RegionId, sequence: u64) -> Admission {
         let cursor = self.cursors.get(&region).copied().unwrap_or(0);
-        if sequence <= cursor {
+        if sequence <= cursor && mutant::is(Mutant::ResentForwardApplied) {
+            Admission::Next
+        } else if sequence <= cursor {
             Admission::Repeated
         } else if sequence == cursor + 1 {
             self.cursors.insert(region, sequence);
@@ -203,7 +206,7 @@ impl MirrorLog {
         }
         self.bytes += record.len();
         self.records.push_back(record);
-        while self.records.len() > limits::MIRROR_RECORDS_MAX || self.bytes > limits::MIRROR_BYTES_MAX {
+        while self.records.len() > limits::mirror_records_max() || self.bytes > limits::MIRROR_BYTES_MAX {
             let Some(old) = self.records.pop_front() else { break };
             self.bytes -= old.len();
             self.first += 1;
@@ -597,7 +600,9 @@ impl Federation {
                 (Outcome::Applied, Vec::new())
             }
             Command::AcquireGlobal { .. } => (Outcome::Fenced, Vec::new()),
-            Command::Global { incarnation, change } if incarnation == self.incarnation => {
+            Command::Global { incarnation, change }
+                if incarnation == self.incarnation || mutant::is(Mutant::UnfencedIncarnation) =>
+            {
                 self.apply_global(change, time_ms)
             }
             Command::Global { .. } => (Outcome::Fenced, Vec::new()),
@@ -781,6 +786,9 @@ impl Federation {
                 return Outcome::Refused;
             };
             if record.position <= order.position {
+                if mutant::is(Mutant::MirrorAppliedTwice) {
+                    deliveries.extend(self.deliver(orderer, record.zxid, record.time_ms, record.content));
+                }
                 continue;
             }
             if record.position != order.position + 1 {

@@ -141,6 +141,7 @@ impl Server {
             listen: addresses.bridges[region][server],
             peers: peers.collect(),
             timing: Default::default(),
+            log_bounds: meridian_bridge::global::LOG_BOUNDS,
             lease: Default::default(),
             transport: Default::default(),
         };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use meridian_seam::clock::Clock;
+use meridian_seam::codec;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
 
@@ -25,6 +26,11 @@ pub(super) struct Host {
     /// By how much the wall clock is wrong.
     wall_offset_ms: Arc<AtomicI64>,
     paused: bool,
+    /// The process gets time only at multiples of this.
+    period_ms: u64,
+    /// Versions of records that the process knows up to, and writes.
+    versions: (u8, u8),
+    next_versions: (u8, u8),
     /// Says in the log whose it is.
     span: tracing::Span,
 }
@@ -40,7 +46,16 @@ struct Process {
 impl Host {
     pub(super) fn new(name: &str, drift_ppm: i64) -> Self {
         let span = tracing::info_span!("on", name);
-        Self { process: None, drift_ppm, wall_offset_ms: Arc::default(), paused: false, span }
+        Self {
+            process: None,
+            drift_ppm,
+            wall_offset_ms: Arc::default(),
+            paused: false,
+            period_ms: 1,
+            versions: (codec::VERSION, codec::VERSION),
+            next_versions: (codec::VERSION, codec::VERSION),
+            span,
+        }
     }
 
     /// Starts the host's process with one task.
@@ -53,6 +68,7 @@ impl Host {
         let started = runtime.block_on(async { Instant::now() });
         runtime.spawn(main);
         self.process = Some(Process { runtime, started, started_ms: now_ms, local_ms: 0 });
+        self.versions = self.next_versions;
         self.paused = false;
         Ok(())
     }
@@ -83,6 +99,20 @@ impl Host {
         self.paused = paused;
     }
 
+    pub(super) fn set_period_ms(&mut self, period_ms: u64) {
+        self.period_ms = period_ms.max(1);
+    }
+
+    /// The versions of records that the next process knows up to, and writes.
+    pub(super) fn set_next_versions(&mut self, known: u8, written: u8) {
+        self.next_versions = (known, written);
+    }
+
+    /// Whether it gets less time than it needs.
+    pub(super) fn is_slow(&self) -> bool {
+        self.period_ms > 1
+    }
+
     /// Ends the process: all its tasks are dropped where they are. `with` runs first, where tasks run.
     pub(super) fn kill(&mut self, with: impl FnOnce()) {
         let Some(process) = self.process.take() else { return };
@@ -94,9 +124,11 @@ impl Host {
 
     /// Runs the process up to a point of time.
     pub(super) fn run_to(&mut self, now_ms: u64) {
-        if self.paused {
+        if self.paused || !now_ms.is_multiple_of(self.period_ms) {
             return;
         }
+        let (known, written) = self.versions;
+        codec::simulate_build(known, written);
         let Some(process) = &mut self.process else { return };
         let passed_ms = i64::try_from(now_ms - process.started_ms).unwrap_or(i64::MAX);
         let local_ms = passed_ms + passed_ms * self.drift_ppm / 1_000_000;

@@ -1,18 +1,28 @@
-//! Worlds in which a promise of the world itself is broken, so that the servers can't keep theirs: a check
-//! that finds nothing wrong there would find nothing anywhere.
+//! What the simulator must find: production code broken on purpose ([`meridian_seam::mutant`]), and worlds in which a
+//! promise of the world itself is broken, so that the servers can't keep theirs. Checks that find nothing wrong there
+//! would find nothing anywhere.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use meridian_bridge::lease::LeaseTerms;
 use meridian_seam::disk::testing::MemoryDisk;
 use meridian_seam::disk::{Disk, DiskFile, DiskLock};
 use meridian_seam::entropy::{Entropy, SeededEntropy};
+use meridian_seam::mutant::Mutant as Code;
 
 /// What is broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mutant {
+    Code(Code),
+    World(World),
+}
+
+/// A promise that the world breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum World {
     /// Three syncs in four say that they are done and do nothing
     LyingDisk,
     /// A server that lost its power starts again with an empty disk
@@ -23,17 +33,65 @@ pub(super) enum Mutant {
     ShortLease,
     /// The clocks of servers are up to a half wrong, beyond the bound
     WildClocks,
+    /// Servers write records that the others do not know yet
+    HastyUpgrade,
 }
 
 impl Mutant {
-    /// By how much clocks are wrong at most, in parts per million.
-    pub(super) fn drift_max_ppm(mutant: Option<Self>) -> i64 {
-        if mutant == Some(Mutant::WildClocks) { 500_000 } else { 9_000 }
+    /// All of them.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let code = Code::ALL.iter().map(|code| Self::Code(*code));
+        code.chain(World::value_variants().iter().map(|world| Self::World(*world)))
     }
 
-    pub(super) fn lease(mutant: Option<Self>) -> LeaseTerms {
+    /// Its name on the command line.
+    pub(super) fn name(self) -> String {
+        match self {
+            Mutant::Code(code) => code.name().into(),
+            Mutant::World(world) => {
+                world.to_possible_value().map(|value| value.get_name().into()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Reads a name.
+    pub(super) fn parse(name: &str) -> Result<Self, String> {
+        let known = || Self::all().map(Self::name).collect::<Vec<_>>().join(", ");
+        Self::all()
+            .find(|mutant| mutant.name() == name)
+            .ok_or_else(|| format!("it must be one of {}", known()))
+    }
+
+    /// It is found within so many seeds.
+    pub(super) fn seeds_max(self) -> u64 {
+        400
+    }
+
+    /// The production code that is broken.
+    pub(super) fn code(mutant: Option<Self>) -> Option<Code> {
         match mutant {
-            Some(Mutant::ShortLease) => {
+            Some(Mutant::Code(code)) => Some(code),
+            _ => None,
+        }
+    }
+
+    pub(super) fn world(mutant: Option<Self>) -> Option<World> {
+        match mutant {
+            Some(Mutant::World(world)) => Some(world),
+            _ => None,
+        }
+    }
+}
+
+impl World {
+    /// By how much clocks are wrong at most, in parts per million.
+    pub(super) fn drift_max_ppm(world: Option<Self>) -> i64 {
+        if world == Some(World::WildClocks) { 500_000 } else { 9_000 }
+    }
+
+    pub(super) fn lease(world: Option<Self>) -> LeaseTerms {
+        match world {
+            Some(World::ShortLease) => {
                 LeaseTerms { drift_max: -0.9, margin: std::time::Duration::ZERO, ..LeaseTerms::default() }
             }
             _ => LeaseTerms::default(),
@@ -42,12 +100,12 @@ impl Mutant {
 
     /// The disk that a server sees.
     pub(super) fn disk(
-        mutant: Option<Self>,
+        world: Option<Self>,
         disk: &MemoryDisk,
         entropy: &Arc<SeededEntropy>,
     ) -> Arc<dyn Disk> {
-        match mutant {
-            Some(Mutant::LyingDisk) => Arc::new(LyingDisk { disk: disk.clone(), entropy: entropy.clone() }),
+        match world {
+            Some(World::LyingDisk) => Arc::new(LyingDisk { disk: disk.clone(), entropy: entropy.clone() }),
             _ => Arc::new(disk.clone()),
         }
     }

@@ -59,6 +59,10 @@ struct State {
     cut: BTreeSet<(HostId, HostId)>,
     /// The share of packets that are lost.
     loss: f64,
+    /// The share of datagrams that come twice.
+    duplication: f64,
+    /// What packets take longer, at most.
+    delays: BTreeMap<(HostId, HostId), u64>,
     /// Hosts without power: nothing answers for them.
     down: BTreeSet<HostId>,
     listening: BTreeMap<SocketAddr, Listening>,
@@ -117,6 +121,8 @@ impl Wires {
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             loss: 0.0,
+            duplication: 0.0,
+            delays: BTreeMap::new(),
             down: BTreeSet::new(),
             listening: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -149,11 +155,33 @@ impl Wires {
         self.0.lock().loss = share;
     }
 
+    pub(super) fn set_duplication(&self, share: f64) {
+        self.0.lock().duplication = share;
+    }
+
+    /// Packets of one direction take longer, each by something up to this.
+    pub(super) fn set_delay(&self, from: HostId, to: HostId, up_to_ms: u64) {
+        let mut state = self.0.lock();
+        if up_to_ms > 0 {
+            state.delays.insert((from, to), up_to_ms);
+        } else {
+            state.delays.remove(&(from, to));
+        }
+    }
+
     /// Heals everything.
     pub(super) fn heal(&self) {
         let mut state = self.0.lock();
         state.cut.clear();
-        state.loss = 0.0;
+        state.delays.clear();
+        (state.loss, state.duplication) = (0.0, 0.0);
+    }
+
+    /// Whether everything gets through as it should.
+    pub(super) fn is_whole(&self) -> bool {
+        let state = self.0.lock();
+        let faultless = state.loss + state.duplication <= 0.0;
+        faultless && state.cut.is_empty() && state.delays.is_empty() && state.down.is_empty()
     }
 
     /// A host has lost its power (then nothing answers for it) or its process (then its streams are reset).
@@ -230,7 +258,9 @@ impl State {
     fn delay_ms(&mut self, from: HostId, to: HostId) -> u64 {
         let link = self.links.get(&(from, to)).copied().unwrap_or(Link { delay_ms: 1, jitter_ms: 0 });
         let jitter_ms = if link.jitter_ms == 0 { 0 } else { self.random.random_range(0..=link.jitter_ms) };
-        link.delay_ms + jitter_ms
+        let longer_ms =
+            self.delays.get(&(from, to)).map_or(0, |up_to_ms| self.random.random_range(0..=*up_to_ms));
+        link.delay_ms + jitter_ms + longer_ms
     }
 }
 

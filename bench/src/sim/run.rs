@@ -1,26 +1,26 @@
 //! One run: a mesh is formed, clients work while faults strike, everything heals, and what is left is checked.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_bridge::mesh::{LOCAL, Mesh, Mode, Subtree, SubtreeId};
-use meridian_node::region::View;
-use meridian_node::tree::Znode;
-use meridian_node::txn::State;
+use meridian_bridge::mesh::{Mesh, Mode, Subtree};
+use meridian_seam::codec::VERSION;
 use meridian_seam::entropy::seed_thread;
+use meridian_seam::{limits, mutant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::certificates::Certificates;
-use super::client::Client;
-use super::faults::{self, Fault};
+use super::checks::{self, Published};
+use super::client::{Client, ClientOptions};
+use super::faults::{self, Build, Fault};
 use super::history::{History, Scope};
 use super::host::Host;
-use super::mutant::Mutant;
+use super::mutant::{Mutant, World};
 use super::net::{HostId, Link, Wires};
 use super::server::{Failure, Layout, SimServer};
 use super::trace::Trace;
@@ -32,10 +32,19 @@ const FORM_MS_MAX: u64 = 60_000;
 const RECOVER_MS_MAX: u64 = 60_000;
 /// From then until nothing is left of the sessions, and all regions agree.
 const SETTLE_MS_MAX: u64 = 60_000;
-/// How often the servers' states are compared.
-const COMPARE_INTERVAL_MS: u64 = 10;
-const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// How often it is looked whether servers have failed.
+const LOOK_INTERVAL_MS: u64 = 10;
+/// A supervisor starts a server again that has stopped.
+const SUPERVISOR_MS: u64 = 500;
+/// A server that is told to stop has so long for it.
+const SHUTDOWN_MS: u64 = 900;
+/// Clients work on for so long after everything has healed.
+const REST_MS: u64 = 3_000;
+/// Session timeouts: shorter and longer than a lease.
+const SESSION_TIMEOUTS: [Duration; 2] = [Duration::from_secs(6), Duration::from_secs(20)];
 const CLIENTS_PER_REGION: usize = 3;
+/// Few, so that regions fall behind them within a run.
+const MIRROR_RECORDS_MAX: usize = 100;
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -66,7 +75,7 @@ impl Scenario {
         }
     }
 
-    fn layout(self) -> Layout {
+    pub(super) fn layout(self) -> Layout {
         let subtrees = vec![
             Subtree { path: "/global".into(), mode: Mode::Global },
             Subtree { path: "/homed".into(), mode: Mode::Homed { home: 1 } },
@@ -80,6 +89,17 @@ impl Scenario {
     }
 }
 
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) scenario: Scenario,
+    /// For how long faults strike.
+    pub(super) fault_ms: u64,
+    /// What is broken, if anything.
+    pub(super) mutant: Option<Mutant>,
+}
+
 /// What came of a run.
 pub(super) struct Outcome {
     pub(super) violations: Vec<String>,
@@ -87,34 +107,30 @@ pub(super) struct Outcome {
     pub(super) real: Duration,
     /// Digest of all events, and their number.
     pub(super) digest: (u64, u64),
-    /// Operations of clients, and those whose fate the client was not told.
-    pub(super) operations: (u64, u64),
+    /// What was done and checked, and how often.
+    pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) faults: BTreeMap<&'static str, u64>,
 }
 
-/// Runs one seed, in a broken world if a mutant is given.
+/// Runs one seed.
 ///
 /// # Errors
 /// If the simulation itself can't be set up.
-pub(super) fn run(
-    seed: u64,
-    scenario: Scenario,
-    fault_ms: u64,
-    mutant: Option<Mutant>,
-    trace: Trace,
-) -> anyhow::Result<Outcome> {
+pub(super) fn run(plan: Plan, trace: Trace) -> anyhow::Result<Outcome> {
     let began = Instant::now();
-    catch_panics();
-    let mut simulation = Simulation::new(seed, scenario, mutant, trace)?;
-    simulation.play(fault_ms)?;
+    let mut simulation = Simulation::new(plan.seed, plan.scenario.layout(), plan.mutant, trace)?;
+    simulation.play(plan.fault_ms)?;
     let simulated_ms = simulation.wires.now_ms();
     let (history, trace) = (simulation.history.clone(), simulation.trace.clone());
+    let faults = std::mem::take(&mut simulation.faults);
     simulation.end();
     Ok(Outcome {
         violations: history.violations(),
         simulated_ms,
         real: began.elapsed(),
         digest: trace.digest(),
-        operations: history.operations(),
+        counts: history.counts(),
+        faults,
     })
 }
 
@@ -139,26 +155,42 @@ fn catch_panics() {
     PANICS.set(Some(Vec::new()));
 }
 
-struct Simulation {
-    layout: Layout,
+/// A mesh with its network, its clients and what they were told.
+pub(super) struct Simulation {
+    pub(super) layout: Layout,
     random: StdRng,
-    trace: Trace,
-    wires: Wires,
-    history: History,
+    pub(super) trace: Trace,
+    pub(super) wires: Wires,
+    pub(super) history: History,
     certificates: Option<Certificates>,
-    servers: Vec<SimServer>,
+    pub(super) servers: Vec<SimServer>,
     /// The hosts of each region's clients.
     clients: Vec<Host>,
     /// When crashed servers start again.
     restarts: BTreeMap<usize, u64>,
-    digests: Digests,
+    /// When servers that were told to stop are gone.
+    stops: BTreeMap<usize, u64>,
+    published: Published,
+    faults: BTreeMap<&'static str, u64>,
+    /// Whether a disk may be full.
+    may_refuse: Arc<AtomicBool>,
+    home_is_lost: Arc<AtomicBool>,
+    world: Option<World>,
 }
 
 impl Simulation {
-    fn new(seed: u64, scenario: Scenario, mutant: Option<Mutant>, trace: Trace) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        seed: u64,
+        layout: Layout,
+        mutant: Option<Mutant>,
+        trace: Trace,
+    ) -> anyhow::Result<Self> {
+        catch_panics();
         seed_thread(seed);
+        mutant::set(Mutant::code(mutant));
+        limits::lower_mirror_records_max(MIRROR_RECORDS_MAX);
+        let world = Mutant::world(mutant);
         let mut random = StdRng::seed_from_u64(seed);
-        let layout = scenario.layout();
         let wires = Wires::new(random.random(), trace.clone());
         let certificates = match layout.regions {
             1 => None,
@@ -166,10 +198,10 @@ impl Simulation {
         };
         let servers = (0..layout.regions)
             .flat_map(|region| (0..layout.servers_per_region()).map(move |index| (region, index)))
-            .map(|(region, index)| SimServer::new(&layout, region, index, &mut random, mutant))
+            .map(|(region, index)| SimServer::new(&layout, region, index, &mut random, world))
             .collect();
         let clients = (0..layout.regions).map(|_| Host::new("clients", 0)).collect();
-        let history = History::new(trace.clone());
+        let history = History::new(trace.clone(), wires.clone());
         let mut simulation = Self {
             layout,
             random,
@@ -180,7 +212,12 @@ impl Simulation {
             servers,
             clients,
             restarts: BTreeMap::new(),
-            digests: Digests::default(),
+            stops: BTreeMap::new(),
+            published: Published::default(),
+            faults: BTreeMap::new(),
+            may_refuse: Arc::default(),
+            home_is_lost: Arc::default(),
+            world,
         };
         simulation.connect_hosts();
         Ok(simulation)
@@ -205,45 +242,53 @@ impl Simulation {
     }
 
     fn play(&mut self, fault_ms: u64) -> anyhow::Result<()> {
+        self.start_all()?;
+        if !self.form() {
+            return Ok(());
+        }
+        self.work(fault_ms)?;
+        self.recover()?;
+        self.settle()?;
+        self.history.check();
+        Ok(())
+    }
+
+    pub(super) fn start_all(&mut self) -> anyhow::Result<()> {
         for server in 0..self.servers.len() {
             self.start(server)?;
         }
         for host in &mut self.clients {
             host.start(0, std::future::pending())?;
         }
-        if !self.form() {
-            return Ok(());
-        }
-        self.work(fault_ms)?;
-        self.recover()?;
-        self.settle();
-        self.history.check_locks(self.wires.now_ms());
         Ok(())
     }
 
     /// Ends all processes, so that what they drop is dropped where tasks run.
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         for server in &mut self.servers {
             server.crash(&self.wires, false, &mut self.random);
         }
         for client in &mut self.clients {
             client.kill(|| {});
         }
+        mutant::set(None);
     }
 
-    fn note(&self, text: std::fmt::Arguments<'_>) {
+    pub(super) fn note(&self, text: std::fmt::Arguments<'_>) {
         self.trace.note(self.wires.now_ms(), text);
     }
 
-    fn start(&mut self, server: usize) -> anyhow::Result<()> {
-        let name = self.servers[server].name(&self.layout);
-        self.note(format_args!("{name} starts"));
+    pub(super) fn start(&mut self, server: usize) -> anyhow::Result<()> {
+        if self.servers[server].is_lost {
+            return Ok(());
+        }
+        self.note(format_args!("{} starts", self.servers[server].name));
         self.servers[server].start(&self.layout, &self.wires, self.certificates.as_ref())?;
         Ok(())
     }
 
     /// A millisecond passes everywhere.
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) -> anyhow::Result<()> {
         let now_ms = self.wires.now_ms() + 1;
         super::log::set_time(now_ms);
         self.wires.advance_to(now_ms);
@@ -253,31 +298,43 @@ impl Simulation {
         for client in &mut self.clients {
             client.run_to(now_ms);
         }
-        if now_ms.is_multiple_of(COMPARE_INTERVAL_MS) {
+        self.published.check(&self.servers, &self.history);
+        if now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
             self.look_after_servers(now_ms);
-            self.digests.compare(now_ms, &self.servers, &self.history);
         }
+        self.start_what_is_due()?;
         let panics = PANICS.with_borrow_mut(|panics| panics.as_mut().map(std::mem::take));
         for panic in panics.into_iter().flatten() {
-            self.history.violation(now_ms, format!("a server panicked: {panic}"));
+            self.history.violation(format!("a server panicked: {panic}"));
         }
+        Ok(())
     }
 
-    /// A server that can't go on is restarted, as an operator's supervisor does; one that can't start is a bug.
+    /// A server that can't go on is restarted, as an operator's supervisor does; one that can't start is a bug, unless
+    /// its disk is the reason.
     fn look_after_servers(&mut self, now_ms: u64) {
         for index in 0..self.servers.len() {
-            match self.servers[index].failure() {
-                None => {}
-                Some(Failure::Running(reason)) => {
-                    let name = self.servers[index].name(&self.layout);
-                    self.note(format_args!("{name} stops: {reason}"));
-                    self.servers[index].crash(&self.wires, false, &mut self.random);
-                    self.restarts.insert(index, now_ms + 500);
+            let Some(failure) = self.servers[index].failure() else { continue };
+            let server = &mut self.servers[index];
+            let power_is_off = server.is_failing();
+            server.crash(&self.wires, power_is_off, &mut self.random);
+            match failure {
+                Failure::Running(reason) => {
+                    self.note(format_args!("{} stops: {reason}", self.servers[index].name));
+                    self.restarts.insert(index, now_ms + SUPERVISOR_MS);
                 }
-                Some(Failure::Start(reason)) => {
-                    let name = self.servers[index].name(&self.layout);
-                    self.servers[index].crash(&self.wires, false, &mut self.random);
-                    self.history.violation(now_ms, format!("{name} did not start: {reason}"));
+                Failure::Start(reason) if self.servers[index].is_failing() => {
+                    self.note(format_args!("{} does not start: {reason}", self.servers[index].name));
+                    self.restarts.insert(index, now_ms + SUPERVISOR_MS);
+                }
+                Failure::Start(reason) if self.servers[index].is_rotten() => {
+                    self.note(format_args!("{} is lost: {reason}", self.servers[index].name));
+                    self.history.count("damaged disks refused");
+                    self.servers[index].is_lost = true;
+                }
+                Failure::Start(reason) => {
+                    let name = self.servers[index].name.clone();
+                    self.history.violation(format!("{name} did not start: {reason}"));
                 }
             }
         }
@@ -285,9 +342,15 @@ impl Simulation {
 
     fn start_what_is_due(&mut self) -> anyhow::Result<()> {
         let now_ms = self.wires.now_ms();
-        let due: Vec<usize> =
-            self.restarts.iter().filter(|(_, at_ms)| **at_ms <= now_ms).map(|(server, _)| *server).collect();
-        for server in due {
+        let due = |times: &BTreeMap<usize, u64>| -> Vec<usize> {
+            times.iter().filter(|(_, at_ms)| **at_ms <= now_ms).map(|(server, _)| *server).collect()
+        };
+        for server in due(&self.stops) {
+            self.stops.remove(&server);
+            self.servers[server].crash(&self.wires, false, &mut self.random);
+            self.restarts.insert(server, now_ms + 100);
+        }
+        for server in due(&self.restarts) {
             self.restarts.remove(&server);
             self.start(server)?;
         }
@@ -295,18 +358,14 @@ impl Simulation {
     }
 
     /// Lets time pass until something is so, at most until `until_ms`, or until a violation.
-    fn pass(&mut self, until_ms: u64, reached: impl Fn(&Self) -> bool) -> bool {
+    pub(super) fn pass(&mut self, until_ms: u64, reached: impl Fn(&Self) -> bool) -> anyhow::Result<bool> {
         while !reached(self) {
-            if self.wires.now_ms() >= until_ms || !self.history.violations().is_empty() {
-                return false;
+            if self.wires.now_ms() >= until_ms || self.history.has_violations() {
+                return Ok(false);
             }
-            self.step();
+            self.step()?;
         }
-        true
-    }
-
-    fn views(&self) -> Vec<Option<Arc<View>>> {
-        self.servers.iter().map(SimServer::view).collect()
+        Ok(true)
     }
 
     fn scopes_of(&self, region: usize) -> Vec<Scope> {
@@ -314,13 +373,30 @@ impl Simulation {
         if self.layout.regions == 1 { vec![local] } else { vec![local, Scope::Homed, Scope::Global] }
     }
 
-    fn client(&self, region: usize, first_server: usize) -> Client {
-        let net = self.wires.net_of(self.layout.client_host_of(region));
-        Client::new(net, self.layout.client_addresses(region), first_server, SESSION_TIMEOUT)
+    /// A client of a region, not yet connected.
+    pub(super) fn client(
+        &self,
+        name: String,
+        region: usize,
+        first_server: usize,
+        timeout: Duration,
+    ) -> Client {
+        let options = ClientOptions {
+            name,
+            net: self.wires.net_of(self.layout.client_host_of(region)),
+            servers: self.layout.client_addresses(region),
+            first_server,
+            timeout,
+        };
+        Client::new(options, self.history.clone())
     }
 
     /// Runs a task for clients of a region; the flag tells when it is done.
-    fn spawn(&self, region: usize, task: impl Future<Output = ()> + Send + 'static) -> Arc<AtomicBool> {
+    pub(super) fn spawn(
+        &self,
+        region: usize,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Arc<AtomicBool> {
         let done = Arc::new(AtomicBool::new(false));
         let flag = done.clone();
         self.clients[region].spawn(async move {
@@ -330,25 +406,29 @@ impl Simulation {
         done
     }
 
-    /// Waits until the regions have their table and the counters exist everywhere.
-    fn form(&mut self) -> bool {
+    /// Waits until the regions have their table and what the clients work on exists everywhere.
+    pub(super) fn form(&mut self) -> bool {
         let mesh = self.layout.mesh.clone();
         let formed = self.pass(FORM_MS_MAX, |s| {
-            s.views().iter().all(|v| v.as_ref().is_some_and(|v| *v.state.mesh == mesh))
+            let formed = |server: &SimServer| server.view().is_some_and(|view| *view.state.mesh == mesh);
+            s.servers.iter().all(formed)
         });
+        let formed = formed.unwrap_or(false);
         let mut done = Vec::new();
         for region in 0..self.layout.regions {
-            let (mut client, scopes) = (self.client(region, 0), self.scopes_of(region));
+            let name = format!("{}-first", self.layout.region_name(region));
+            let (mut client, scopes) =
+                (self.client(name, region, 0, SESSION_TIMEOUTS[0]), self.scopes_of(region));
             done.push(self.spawn(region, async move {
                 client.connect().await;
                 workload::prepare(client, scopes).await;
             }));
         }
-        let prepared =
-            formed && self.pass(FORM_MS_MAX, |_| done.iter().all(|done| done.load(Ordering::Relaxed)));
-        if !prepared && self.history.violations().is_empty() {
-            let what = if formed { "the counters were never made" } else { "the mesh was never formed" };
-            self.history.violation(self.wires.now_ms(), what.into());
+        let all_done = |_: &Self| done.iter().all(|done| done.load(Ordering::Relaxed));
+        let prepared = formed && self.pass(FORM_MS_MAX, all_done).unwrap_or(false);
+        if !prepared && !self.history.has_violations() {
+            let what = if formed { "the znodes were never made" } else { "the mesh was never formed" };
+            self.history.violation(what.into());
         }
         self.note(format_args!("the mesh is ready"));
         prepared
@@ -359,77 +439,171 @@ impl Simulation {
         let from_ms = self.wires.now_ms() + 1_000;
         let to_ms = from_ms + fault_ms;
         let mut plan = faults::plan(&self.layout, &mut self.random, from_ms, to_ms).into_iter().peekable();
-        let orders = Orders {
-            history: self.history.clone(),
-            wires: self.wires.clone(),
-            stop: Arc::default(),
-            working: Arc::default(),
-        };
-        self.spawn_workers(&orders);
-        while self.wires.now_ms() < to_ms && self.history.violations().is_empty() {
+        let stop = Arc::new(AtomicBool::new(false));
+        let done = self.spawn_workers(&stop);
+        while self.wires.now_ms() < to_ms && !self.history.has_violations() {
             while let Some((_, fault)) = plan.next_if(|(at_ms, _)| *at_ms <= self.wires.now_ms()) {
                 self.strike(fault);
             }
-            self.start_what_is_due()?;
-            self.step();
+            self.step()?;
         }
         self.heal()?;
-        // They work on for a moment without faults.
-        let rest_ms = self.wires.now_ms() + 3_000;
-        self.pass(rest_ms, |_| false);
-        orders.stop.store(true, Ordering::Relaxed);
+        let rest_ms = self.wires.now_ms() + REST_MS;
+        self.pass(rest_ms, |_| false)?;
+        stop.store(true, Ordering::Relaxed);
         let until_ms = self.wires.now_ms() + RECOVER_MS_MAX;
-        let stopped = self.pass(until_ms, |_| orders.working.load(Ordering::Relaxed) == 0);
-        if !stopped && self.history.violations().is_empty() {
-            self.history.violation(self.wires.now_ms(), "a client's operation never ended".into());
+        let stopped = self.pass(until_ms, |s| {
+            let is_over = |(region, done): &(usize, Arc<AtomicBool>)| {
+                done.load(Ordering::Relaxed) || !s.clients[*region].is_running()
+            };
+            done.iter().all(is_over)
+        })?;
+        if !stopped && !self.history.has_violations() {
+            self.history.violation("a client's operation never ended".into());
         }
         Ok(())
     }
 
-    fn spawn_workers(&mut self, orders: &Orders) {
-        let servers = self.layout.servers_per_region();
+    fn spawn_workers(&mut self, stop: &Arc<AtomicBool>) -> Vec<(usize, Arc<AtomicBool>)> {
+        let orders = Orders {
+            history: self.history.clone(),
+            wires: self.wires.clone(),
+            stop: stop.clone(),
+            may_refuse: self.may_refuse.clone(),
+            home_is_lost: self.home_is_lost.clone(),
+        };
+        let mut done = Vec::new();
         for region in 0..self.layout.regions {
-            for number in 0..CLIENTS_PER_REGION {
-                let name = format!("{}{number}", self.layout.region_name(region));
-                let client = self.client(region, number % servers);
+            let name = |number| format!("{}{number}", self.layout.region_name(region));
+            let names: Vec<String> = (0..CLIENTS_PER_REGION).map(name).collect();
+            for (number, name) in names.iter().enumerate() {
+                let timeout = SESSION_TIMEOUTS[usize::from(self.random.random_bool(0.4))];
+                let server = number % self.layout.servers_per_region();
+                let client = self.client(name.clone(), region, server, timeout);
                 let seed = self.random.random();
-                let worker = Worker::new(name, client, self.scopes_of(region), orders.clone(), seed);
-                self.spawn(region, worker.run());
+                let worker = Worker::new(client, self.scopes_of(region), names.clone(), orders.clone(), seed);
+                done.push((region, self.spawn(region, worker.run())));
             }
+        }
+        done
+    }
+
+    pub(super) fn strike(&mut self, fault: Fault) {
+        self.note(format_args!("{fault:?}"));
+        *self.faults.entry(fault.name()).or_default() += 1;
+        let only_pauses = matches!(fault, Fault::PauseRegion { .. } | Fault::ResumeRegion { .. });
+        self.do_strike(fault);
+        let is_calm = self.wires.is_whole()
+            && self.restarts.is_empty()
+            && self.stops.is_empty()
+            && self.servers.iter().all(|s| s.has_good_disk() && !s.host.is_slow() && !s.is_lost);
+        if !only_pauses || !is_calm {
+            self.history.set_calm(is_calm);
         }
     }
 
-    fn strike(&mut self, fault: Fault) {
-        self.note(format_args!("{fault:?}"));
+    fn do_strike(&mut self, fault: Fault) {
+        let now_ms = self.wires.now_ms();
         match fault {
             Fault::Crash { server, power, restart_after_ms } => {
                 if self.servers[server].host.is_running() {
                     self.servers[server].crash(&self.wires, power, &mut self.random);
-                    self.restarts.insert(server, self.wires.now_ms() + restart_after_ms);
+                    self.stops.remove(&server);
+                    self.restarts.insert(server, now_ms + restart_after_ms);
                 }
             }
+            Fault::Restart { server } => self.restart(server),
+            Fault::PowerCut { server, changes } => self.servers[server].cut_power_after(changes),
             Fault::Pause { server } => self.servers[server].host.set_paused(true),
             Fault::Resume { server } => self.servers[server].host.set_paused(false),
-            Fault::Cut { from, to, cut } => {
-                for from in &from {
-                    for to in to.iter().filter(|to| *to != from) {
-                        self.wires.set_cut(self.servers[*from].id, self.servers[*to].id, cut);
-                    }
+            Fault::PauseRegion { region } => self.set_region_paused(region, true),
+            Fault::ResumeRegion { region } => self.set_region_paused(region, false),
+            Fault::Slow { server, period_ms } => self.servers[server].host.set_period_ms(period_ms),
+            Fault::Cut { from, to, cut } => self.on_links(&from, &to, |wires, from, to| {
+                wires.set_cut(from, to, cut);
+            }),
+            Fault::Loss { share } => self.wires.set_loss(share),
+            Fault::Duplication { share } => self.wires.set_duplication(share),
+            Fault::Delay { from, to, up_to_ms } => self.on_links(&from, &to, |wires, from, to| {
+                wires.set_delay(from, to, up_to_ms);
+            }),
+            Fault::Disk { server, sync_ms } => self.servers[server].set_sync_ms(sync_ms),
+            Fault::FailSync { server } => self.servers[server].fail_next_sync(),
+            Fault::Fill { server, left_bytes } => {
+                self.may_refuse.store(true, Ordering::Relaxed);
+                self.servers[server].fill_disk(left_bytes);
+            }
+            Fault::Rot { server } => {
+                if let Some(what) = self.servers[server].rot(&mut self.random) {
+                    self.note(format_args!("{what}"));
+                    self.servers[server].crash(&self.wires, false, &mut self.random);
+                    self.restarts.insert(server, now_ms + SUPERVISOR_MS);
                 }
             }
-            Fault::Loss { share } => self.wires.set_loss(share),
-            Fault::Disk { server, sync_ms } => self.servers[server].set_sync_ms(sync_ms),
             Fault::Wall { server, by_ms } => self.servers[server].host.shift_wall_clock(by_ms),
+            Fault::LoseRegion { region } => self.lose_region(region),
+            Fault::Upgrade { server, build } => {
+                let hasty = self.world == Some(World::HastyUpgrade);
+                let (known, written) = match build {
+                    Build::New if !hasty => (VERSION + 1, VERSION),
+                    Build::New | Build::NewWriting => (VERSION + 1, VERSION + 1),
+                };
+                self.servers[server].host.set_next_versions(known, written);
+                self.restart(server);
+            }
         }
     }
 
-    /// Everything is as it should be again.
-    fn heal(&mut self) -> anyhow::Result<()> {
+    fn on_links(&self, from: &[usize], to: &[usize], act: impl Fn(&Wires, HostId, HostId)) {
+        for from in from {
+            for to in to.iter().filter(|to| *to != from) {
+                act(&self.wires, self.servers[*from].id, self.servers[*to].id);
+            }
+        }
+    }
+
+    /// Stops a server in an orderly way and starts it again.
+    fn restart(&mut self, server: usize) {
+        if self.servers[server].host.is_running() {
+            self.servers[server].shut_down();
+            self.stops.insert(server, self.wires.now_ms() + SHUTDOWN_MS);
+        }
+    }
+
+    fn set_region_paused(&mut self, region: usize, paused: bool) {
+        for server in self.servers.iter_mut().filter(|server| server.region == region) {
+            server.host.set_paused(paused);
+        }
+    }
+
+    fn lose_region(&mut self, region: usize) {
+        for (index, server) in self.servers.iter_mut().enumerate().filter(|(_, s)| s.region == region) {
+            server.crash(&self.wires, true, &mut self.random);
+            server.is_lost = true;
+            self.restarts.remove(&index);
+            self.stops.remove(&index);
+        }
+        self.clients[region].kill(|| {});
+        self.history.died(&self.layout.region_name(region));
+        let home_is_lost =
+            self.layout.mesh.subtrees.iter().any(
+                |subtree| matches!(subtree.mode, Mode::Homed { home } if usize::from(home) == region + 1),
+            );
+        self.home_is_lost.fetch_or(home_is_lost, Ordering::Relaxed);
+    }
+
+    fn is_region_lost(&self, region: usize) -> bool {
+        !self.clients[region].is_running()
+    }
+
+    /// Everything is as it should be again, but for what is lost.
+    pub(super) fn heal(&mut self) -> anyhow::Result<()> {
         self.note(format_args!("everything heals"));
         self.wires.heal();
         for server in 0..self.servers.len() {
             self.servers[server].host.set_paused(false);
-            self.servers[server].set_sync_ms(faults::HEALTHY_SYNC_MS);
+            self.servers[server].host.set_period_ms(1);
+            self.servers[server].heal_disk();
             if !self.servers[server].host.is_running() {
                 self.start(server)?;
             }
@@ -440,151 +614,56 @@ impl Simulation {
 
     /// A write of every kind succeeds from every region.
     fn recover(&mut self) -> anyhow::Result<()> {
-        if !self.history.violations().is_empty() {
+        if self.history.has_violations() {
             return Ok(());
         }
-        let until_ms = self.wires.now_ms() + RECOVER_MS_MAX;
+        let home_is_lost = self.home_is_lost.load(Ordering::Relaxed);
         let mut waiting = Vec::new();
-        for region in 0..self.layout.regions {
-            for scope in self.scopes_of(region) {
-                let mut client = self.client(region, 0);
+        for region in (0..self.layout.regions).filter(|region| !self.is_region_lost(*region)) {
+            let scopes = self.scopes_of(region).into_iter();
+            for scope in scopes.filter(|scope| !(home_is_lost && *scope == Scope::Homed)) {
                 let name = format!("after-{region}");
+                let mut client = self.client(name, region, 0, SESSION_TIMEOUTS[0]);
                 let done = self.spawn(region, async move {
                     client.connect().await;
-                    workload::write_once(client, scope, name).await;
+                    workload::write_once(client, scope).await;
                 });
                 waiting.push((format!("{scope:?} from region {region}"), done));
             }
         }
-        while self.wires.now_ms() < until_ms && self.history.violations().is_empty() {
-            if waiting.iter().all(|(_, done)| done.load(Ordering::Relaxed)) {
-                return Ok(());
-            }
-            self.start_what_is_due()?;
-            self.step();
+        let until_ms = self.wires.now_ms() + RECOVER_MS_MAX;
+        self.pass(until_ms, |_| waiting.iter().all(|(_, done)| done.load(Ordering::Relaxed)))?;
+        if self.history.has_violations() {
+            return Ok(());
         }
         for (what, _) in waiting.iter().filter(|(_, done)| !done.load(Ordering::Relaxed)) {
             let text = format!("no write in {what} within {RECOVER_MS_MAX} ms after the last fault");
-            self.history.violation(self.wires.now_ms(), text);
+            self.history.violation(text);
         }
         Ok(())
     }
 
     /// All sessions expire, their ephemerals go, and all servers agree.
-    fn settle(&mut self) {
-        if !self.history.violations().is_empty() {
-            return;
+    fn settle(&mut self) -> anyhow::Result<()> {
+        if self.history.has_violations() {
+            return Ok(());
         }
+        let home_is_lost = self.home_is_lost.load(Ordering::Relaxed);
         let until_ms = self.wires.now_ms() + SETTLE_MS_MAX;
-        if !self.pass(until_ms, |s| s.difference().is_none())
-            && let Some(difference) = self.difference()
+        let settled = |s: &Self| {
+            s.wires.now_ms().is_multiple_of(LOOK_INTERVAL_MS)
+                && checks::difference(&s.servers, home_is_lost).is_none()
+        };
+        if !self.pass(until_ms, settled)?
+            && let Some(difference) = checks::difference(&self.servers, home_is_lost)
         {
-            self.history.violation(self.wires.now_ms(), format!("not settled: {difference}"));
+            self.history.violation(format!("not settled: {difference}"));
         }
-        for (server, view) in self.servers.iter().zip(self.views()) {
-            if let Some(view) = view {
-                self.history.check_state(self.wires.now_ms(), server.region, &view);
-            }
-        }
-    }
-
-    /// What is not yet as it will be when nothing happens any more.
-    fn difference(&self) -> Option<String> {
-        let mut first_of_region: BTreeMap<usize, Arc<View>> = BTreeMap::new();
         for server in &self.servers {
-            let name = server.name(&self.layout);
-            let Some(view) = server.view() else { return Some(format!("{name} does not run")) };
-            let ephemerals = view.state.tree.ephemeral_count();
-            if ephemerals > 0 {
-                return Some(format!("{name} has {ephemerals} ephemerals"));
-            }
-            if !view.state.sessions.is_empty() {
-                return Some(format!("{name} has {} sessions", view.state.sessions.len()));
-            }
-            let first = first_of_region.entry(server.region).or_insert_with(|| view.clone());
-            if first.position != view.position {
-                return Some(format!(
-                    "{name} is at {:?}, another server at {:?}",
-                    view.position, first.position
-                ));
-            }
-            if let Some(other) = first_of_region.values().next() {
-                for (orderer, order) in &view.state.federation.orders {
-                    let position = other.state.federation.orders.get(orderer).map(|o| o.position);
-                    if position != Some(order.position) {
-                        return Some(format!(
-                            "{name} has {orderer:?} at {}, not {position:?}",
-                            order.position
-                        ));
-                    }
-                }
-                for (subtree, _) in self.layout.mesh.subtrees() {
-                    if other.state.tree.digest(subtree) != view.state.tree.digest(subtree) {
-                        return Some(format!("{name} has another digest of subtree {subtree}"));
-                    }
-                }
+            if let Some(view) = server.view() {
+                self.history.check_state(server.region, &view, home_is_lost);
             }
         }
-        None
+        Ok(())
     }
-}
-
-/// The digests seen at each place of each order: one digest per place.
-#[derive(Default)]
-struct Digests {
-    /// Of a region's own tree, by region and index of its log.
-    local: BTreeMap<(usize, u64), (i64, u128)>,
-    /// Of shared subtrees, by subtree and position, with the first view that was there.
-    shared: BTreeMap<(u16, u64), (u128, Arc<View>)>,
-}
-
-impl Digests {
-    fn compare(&mut self, now_ms: u64, servers: &[SimServer], history: &History) {
-        for server in servers {
-            let Some(view) = server.view() else { continue };
-            let state = &view.state;
-            let local = (state.zxid, state.tree.digest(LOCAL));
-            let known = self.local.entry((server.region, view.position.index)).or_insert(local);
-            if *known != local {
-                let text = format!(
-                    "region {} at {}: server {} has zxid and digest {local:x?}, another had {known:x?}",
-                    server.region, view.position.index, server.index
-                );
-                history.violation(now_ms, text);
-            }
-            for (subtree, _) in state.mesh.subtrees() {
-                let orderer = state.mesh.orderer_of(subtree);
-                let order = orderer.and_then(|orderer| state.federation.orders.get(&orderer));
-                let Some(position) = order.map(|order| order.position) else { continue };
-                let digest = state.tree.digest(subtree);
-                let (known, first) =
-                    self.shared.entry((subtree, position)).or_insert_with(|| (digest, view.clone()));
-                if *known != digest {
-                    let text = format!(
-                        "subtree {subtree} at {position}: region {} server {} differs from region {} before: {}",
-                        server.region,
-                        server.index,
-                        first.state.region - 1,
-                        first_difference(subtree, &first.state, state)
-                    );
-                    history.violation(now_ms, text);
-                }
-            }
-        }
-    }
-}
-
-/// The first znode, by path, in which two states of a subtree differ.
-fn first_difference(subtree: SubtreeId, first: &State, second: &State) -> String {
-    let of = |state: &State| -> BTreeMap<Arc<str>, Arc<Znode>> {
-        let inside = state.tree.iter().filter(|(path, _)| state.mesh.subtree_of(path) == subtree);
-        inside.map(|(path, znode)| (path.clone(), znode.clone())).collect()
-    };
-    let (first, second) = (of(first), of(second));
-    let paths: BTreeSet<&Arc<str>> = first.keys().chain(second.keys()).collect();
-    let differs = paths.into_iter().find(|path| first.get(*path) != second.get(*path));
-    differs.map_or_else(
-        || "no znode differs".into(),
-        |path| format!("{path} is {:?} and {:?}", first.get(path), second.get(path)),
-    )
 }

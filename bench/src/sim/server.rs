@@ -27,10 +27,12 @@ use meridian_seam::entropy::{Entropy, SeededEntropy};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 
-use super::certificates::Certificates;
+use super::certificates::{Certificates, repeatable_crypto};
+use super::faults::HEALTHY_SYNC_MS;
 use super::host::Host;
-use super::mutant::Mutant;
+use super::mutant::World;
 use super::net::{HostId, Wires, address_of};
 
 const CLIENT_PORT: u16 = 2181;
@@ -47,6 +49,10 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    pub(super) fn servers(&self) -> usize {
+        self.regions * self.servers_per_region()
+    }
+
     pub(super) fn servers_per_region(&self) -> usize {
         self.voters + self.observers
     }
@@ -108,15 +114,19 @@ impl Layout {
             // Small, so that segments end, logs are purged and snapshots are sent within a run.
             storage: Storage {
                 log_dir: None,
-                log: LogOptions { segment_bytes: 256 << 10, ..LogOptions::default() },
-                log_bounds: LogBounds { bytes_per_snapshot: 128 << 10, bytes_kept: 32 << 10 },
-                entries_per_snapshot: 500,
+                log: LogOptions {
+                    segment_bytes: 128 << 10,
+                    reserve_bytes: 512 << 10,
+                    ..LogOptions::default()
+                },
+                log_bounds: LogBounds { bytes_per_snapshot: 64 << 10, bytes_kept: 16 << 10 },
+                entries_per_snapshot: 300,
             },
             tls: None,
         }
     }
 
-    fn bridge_config(&self, region: usize, server: usize, mutant: Option<Mutant>) -> BridgeConfig {
+    fn bridge_config(&self, region: usize, server: usize, world: Option<World>) -> BridgeConfig {
         let others = (0..self.regions).filter(|other| *other != region);
         let peers = others.flat_map(|other| {
             (0..self.voters).map(move |server| PeerAddress {
@@ -132,7 +142,8 @@ impl Layout {
             listen: address_of(self.host_of(region, server), BRIDGE_PORT),
             peers: peers.collect(),
             timing: Default::default(),
-            lease: Mutant::lease(mutant),
+            log_bounds: LogBounds { bytes_per_snapshot: 16 << 10, bytes_kept: 8 << 10 },
+            lease: World::lease(world),
             // The other way of finding the rate draws random numbers past every seam.
             transport: Settings { congestion: Congestion::Cubic, ..Settings::default() },
         }
@@ -149,17 +160,28 @@ pub(super) struct SimServer {
     pub(super) index: usize,
     pub(super) id: HostId,
     pub(super) host: Host,
+    pub(super) name: String,
+    /// It never starts again.
+    pub(super) is_lost: bool,
     disk: MemoryDisk,
     sync_ms: Arc<AtomicU64>,
     starts: u64,
     seed: u64,
-    mutant: Option<Mutant>,
+    world: Option<World>,
+    /// Changes of the disk until the power goes again, once the server has started.
+    power_left: Option<u64>,
+    /// Its disk has failed, or will at the next sync or when the power goes: that may be why it can't start or go on.
+    disk_fails: bool,
+    disk_is_full: bool,
+    /// Damage was done to what it has written: it may refuse to start.
+    disk_rots: bool,
     running: Arc<Mutex<Running>>,
 }
 
 enum Running {
     Starting,
-    Yes(MeshServer),
+    Yes(Box<MeshServer>),
+    Stopped,
     Failed(String),
 }
 
@@ -169,26 +191,28 @@ impl SimServer {
         region: usize,
         index: usize,
         random: &mut StdRng,
-        mutant: Option<Mutant>,
+        world: Option<World>,
     ) -> Self {
-        let drift_max_ppm = Mutant::drift_max_ppm(mutant);
+        let drift_max_ppm = World::drift_max_ppm(world);
         let name = server_name(&layout.region_name(region), number(index));
         Self {
             region,
             index,
             id: layout.host_of(region, index),
             host: Host::new(&name, random.random_range(-drift_max_ppm..=drift_max_ppm)),
+            name,
+            is_lost: false,
             disk: MemoryDisk::new(),
-            sync_ms: Arc::new(AtomicU64::new(2)),
+            sync_ms: Arc::new(AtomicU64::new(HEALTHY_SYNC_MS)),
             starts: 0,
             seed: random.random(),
-            mutant,
-            running: Arc::new(Mutex::new(Running::Starting)),
+            world,
+            power_left: None,
+            disk_fails: false,
+            disk_is_full: false,
+            disk_rots: false,
+            running: Arc::new(Mutex::new(Running::Stopped)),
         }
-    }
-
-    pub(super) fn name(&self, layout: &Layout) -> String {
-        server_name(&layout.region_name(self.region), number(self.index))
     }
 
     /// Starts the server on what its disk holds.
@@ -200,27 +224,35 @@ impl SimServer {
     ) -> std::io::Result<()> {
         self.starts += 1;
         wires.power_on(self.id);
+        if let Some(changes) = self.power_left.take() {
+            self.disk.cut_power_after(changes);
+            self.disk_fails = true;
+        }
         let now_ms = wires.now_ms();
         let entropy = Arc::new(SeededEntropy::new(self.seed.wrapping_add(self.starts)));
         let environment = Environment {
             clock: self.host.clock(now_ms),
             entropy: entropy.clone(),
             net: wires.net_of(self.id),
-            disk: Mutant::disk(self.mutant, &self.disk, &entropy),
+            disk: World::disk(self.world, &self.disk, &entropy),
             background: Arc::new(Beside { sync_ms: self.sync_ms.clone(), entropy }),
         };
         let region = layout.region_config(self.region, self.index);
         let mut options = ServerOptions::new(region, address_of(self.id, CLIENT_PORT).to_string());
         options.tick = Duration::from_secs(1);
-        let bridge = layout.bridge_config(self.region, self.index, self.mutant);
+        let bridge = layout.bridge_config(self.region, self.index, self.world);
         let is_voter = self.index < layout.voters;
-        let paths = certificates.map(|c| c.paths_of(&self.name(layout)));
+        let paths = certificates.map(|c| c.paths_of(&self.name));
         let running = Arc::new(Mutex::new(Running::Starting));
         self.running = running.clone();
         self.host.start(now_ms, async move {
             let started = async {
                 let identity = match paths {
-                    Some(paths) => Some(Arc::new(Identity::load(paths, environment.clock.clone())?)),
+                    Some(paths) => Some(Arc::new(Identity::load_with(
+                        paths,
+                        environment.clock.clone(),
+                        repeatable_crypto(),
+                    )?)),
                     None => None,
                 };
                 options.region.tls = identity.clone().map(|identity| PeerIdentity::new(identity) as _);
@@ -233,25 +265,35 @@ impl SimServer {
             };
             let started = started.await;
             *running.lock() = match started {
-                Ok(server) => Running::Yes(server),
+                Ok(server) => Running::Yes(Box::new(server)),
                 Err(error) => Running::Failed(format!("{error:#}")),
             };
         })
     }
 
+    /// Tells the server to stop in an orderly way, if it runs.
+    pub(super) fn shut_down(&mut self) {
+        let mut running = self.running.lock();
+        if let Running::Yes(server) = std::mem::replace(&mut *running, Running::Stopped) {
+            self.host.spawn(server.shutdown());
+        }
+    }
+
     /// Ends the process. If the power goes too, what was not synced may be lost, in part or as a whole.
     pub(super) fn crash(&mut self, wires: &Wires, power_is_off: bool, random: &mut StdRng) {
         wires.stop_host(self.id, power_is_off);
-        let running = std::mem::replace(&mut self.running, Arc::new(Mutex::new(Running::Starting)));
-        self.host.kill(|| drop(std::mem::replace(&mut *running.lock(), Running::Starting)));
+        let running = std::mem::replace(&mut self.running, Arc::new(Mutex::new(Running::Stopped)));
+        self.host.kill(|| drop(std::mem::replace(&mut *running.lock(), Running::Stopped)));
         if power_is_off {
             let keep: f64 = random.random();
             self.disk.crash(|_| usize::from(random.random_bool(keep)));
-            if self.mutant == Some(Mutant::WipedDisk) {
+            if self.world == Some(World::WipedDisk) {
                 self.disk = MemoryDisk::new();
             }
+        } else {
+            self.disk.restore_power();
         }
-        if self.mutant == Some(Mutant::ForgottenStarts) {
+        if self.world == Some(World::ForgottenStarts) {
             // A server that never got as far has nothing to forget.
             let _ = self.disk.remove(Path::new("/data/boots"));
         }
@@ -260,22 +302,88 @@ impl SimServer {
     /// Why the server could not start, or can't go on.
     pub(super) fn failure(&self) -> Option<Failure> {
         match &*self.running.lock() {
-            Running::Starting => None,
+            Running::Starting | Running::Stopped => None,
             Running::Failed(reason) => Some(Failure::Start(reason.clone())),
             Running::Yes(server) => server.server().region().failure().borrow().clone().map(Failure::Running),
         }
     }
 
-    /// The state that the server has published, if it runs.
-    pub(super) fn view(&self) -> Option<Arc<View>> {
+    /// The server, if it runs.
+    pub(super) fn with_server<T>(&self, ask: impl FnOnce(&MeshServer) -> T) -> Option<T> {
         match &*self.running.lock() {
-            Running::Yes(server) if self.host.is_running() => Some(server.server().region().view()),
+            Running::Yes(server) if self.host.is_running() => Some(ask(server)),
             _ => None,
         }
     }
 
+    /// The state that the server has published, if it runs.
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        self.with_server(|server| server.server().region().view())
+    }
+
     pub(super) fn set_sync_ms(&self, sync_ms: u64) {
         self.sync_ms.store(sync_ms, Ordering::Relaxed);
+    }
+
+    /// Whether the disk is as it should be.
+    pub(super) fn has_good_disk(&self) -> bool {
+        !self.is_failing() && self.sync_ms.load(Ordering::Relaxed) <= HEALTHY_SYNC_MS
+    }
+
+    /// Whether the disk may be why the server can't start or go on.
+    pub(super) fn is_failing(&self) -> bool {
+        self.disk_fails || self.disk_is_full
+    }
+
+    /// Whether the server may refuse to start, because what it has written is damaged.
+    pub(super) fn is_rotten(&self) -> bool {
+        self.disk_rots
+    }
+
+    pub(super) fn cut_power_after(&mut self, changes: u64) {
+        self.power_left = Some(changes);
+    }
+
+    pub(super) fn fail_next_sync(&mut self) {
+        self.disk.fail_next_sync();
+        self.disk_fails = true;
+    }
+
+    /// Leaves the disk so much room, or all that is wanted.
+    pub(super) fn fill_disk(&mut self, left_bytes: Option<u64>) {
+        self.disk.set_capacity_bytes(left_bytes.map(|left| self.disk.used_bytes() + left));
+        self.disk_is_full = left_bytes.is_some();
+    }
+
+    /// The disk is as good as new, but for what it holds.
+    pub(super) fn heal_disk(&mut self) {
+        self.fill_disk(None);
+        self.disk.restore_power();
+        self.disk_fails = false;
+        self.power_left = None;
+        self.set_sync_ms(HEALTHY_SYNC_MS);
+    }
+
+    /// Inverts a bit of the older half of a file that holds enough of it: what was written last can't be told from a
+    /// write that the power cut short.
+    pub(super) fn rot(&mut self, random: &mut StdRng) -> Option<String> {
+        let files = ["log", "snapshots"].iter().flat_map(|dir| {
+            let dir = Path::new("/data").join(dir);
+            let names = self.disk.list(&dir).unwrap_or_default();
+            names.into_iter().map(move |name| dir.join(name))
+        });
+        let written = |path: &PathBuf| {
+            let bytes = self.disk.read(path)?;
+            Some(bytes.iter().rposition(|byte| *byte != 0)? as u64 + 1)
+        };
+        let files: Vec<(PathBuf, u64)> =
+            files.filter_map(|path| Some((path.clone(), written(&path)?))).collect();
+        let large: Vec<_> = files.iter().filter(|(_, written)| *written > 4_096).collect();
+        let (path, written) = large.choose(random)?;
+        let offset = random.random_range(0..written / 2);
+        self.disk.flip_bit(path, offset, random.random_range(0..8));
+        self.disk_rots = true;
+        Some(format!("{} at byte {offset}", path.display()))
     }
 }
 

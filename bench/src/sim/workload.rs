@@ -1,20 +1,28 @@
-//! What simulated clients do, all the time: creates, sequential creates, increments, reads after `sync`, locks.
+//! What simulated clients do, all the time: writes of every kind, reads after `sync`, locks, elections, queues, gates,
+//! watches, ephemerals, several requests under way in several subtrees, changes of servers and of sessions.
 
+mod coordination;
+mod sessions;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use meridian_wire::{Acl, Create, CreateMode, ErrorCode, OpCode, Request, Response, Stat};
+use meridian_wire::{CreateMode, ErrorCode, Request, Stat};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::client::{Client, Connected, Disconnected};
-use super::history::{Fate, History, Scope};
+use super::history::{History, Prize, Scope};
+use super::linear::{Ask, Told};
 use super::net::Wires;
 
-/// What is not answered for so long is given up, and the connection with it.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Registers of each scope.
+const REGISTERS: u64 = 4;
+/// Znodes below a scope's root that are there from the start.
+const PARENTS: [&str; 4] = ["queue", "election", "ephemerals", "own"];
 
 /// What all clients share.
 #[derive(Clone)]
@@ -23,292 +31,351 @@ pub(super) struct Orders {
     pub(super) wires: Wires,
     /// Whether clients should come to an end.
     pub(super) stop: Arc<AtomicBool>,
-    /// Clients at work.
-    pub(super) working: Arc<AtomicU64>,
+    /// Whether a disk may be full: then servers may refuse writes.
+    pub(super) may_refuse: Arc<AtomicBool>,
+    /// Whether the home of the homed subtree is lost: nobody can write there.
+    pub(super) home_is_lost: Arc<AtomicBool>,
 }
 
 /// One client at work.
 pub(super) struct Worker {
-    name: String,
     client: Client,
     scopes: Vec<Scope>,
+    /// The names of the clients of the same region.
+    neighbours: Vec<String>,
     orders: Orders,
     random: StdRng,
     count: u64,
-    /// The lock that it believes to hold.
-    holds: Option<Scope>,
+    /// What it believes to have.
+    holds: Option<(Scope, Prize)>,
     /// The newest version of each counter that it has seen.
-    seen: std::collections::BTreeMap<Scope, i32>,
+    versions: BTreeMap<String, i32>,
+    ephemerals: BTreeMap<Scope, String>,
+    /// When the client last knew that its session lived.
+    heard_ms: u64,
 }
 
 type Step = Result<(), Disconnected>;
 
 impl Worker {
-    pub(super) fn new(name: String, client: Client, scopes: Vec<Scope>, orders: Orders, seed: u64) -> Self {
-        let random = StdRng::seed_from_u64(seed);
-        Self { name, client, scopes, orders, random, count: 0, holds: None, seen: Default::default() }
+    pub(super) fn new(
+        client: Client,
+        scopes: Vec<Scope>,
+        neighbours: Vec<String>,
+        orders: Orders,
+        seed: u64,
+    ) -> Self {
+        Self {
+            client,
+            scopes,
+            neighbours,
+            orders,
+            random: StdRng::seed_from_u64(seed),
+            count: 0,
+            holds: None,
+            versions: BTreeMap::new(),
+            ephemerals: BTreeMap::new(),
+            heard_ms: 0,
+        }
     }
 
     /// Works until it is told to stop; the session is left to expire.
     pub(super) async fn run(mut self) {
-        self.orders.working.fetch_add(1, Ordering::Relaxed);
-        while !self.orders.stop.load(Ordering::Relaxed) {
-            if self.connected().await.is_ok() {
-                while !self.orders.stop.load(Ordering::Relaxed) && self.step().await.is_ok() {}
+        while !self.is_to_stop() {
+            if self.connect().await.is_ok() {
+                while !self.is_to_stop() && self.step().await.is_ok() {
+                    self.heard_ms = self.orders.wires.now_ms();
+                }
             }
             self.let_go("disconnected");
         }
-        self.orders.working.fetch_sub(1, Ordering::Relaxed);
+        // Whatever was watched was told, or has not changed.
+        while self.look_at_what_is_watched().await.is_err() {
+            self.client.connect().await;
+        }
     }
 
-    fn now_ms(&self) -> u64 {
-        self.orders.wires.now_ms()
+    fn is_to_stop(&self) -> bool {
+        self.orders.stop.load(Ordering::Relaxed)
     }
 
-    async fn connected(&mut self) -> Step {
-        let connected = self.client.connect().await;
-        if connected == Connected::Same {
-            // An ephemeral of this session may have survived: then it is the holder again.
-            for scope in self.scopes.clone() {
-                self.look_at_lock(scope).await?;
+    fn is_home_lost(&self) -> bool {
+        self.orders.home_is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Where it can work.
+    fn scopes(&self) -> Vec<Scope> {
+        let lost = self.is_home_lost();
+        self.scopes.iter().copied().filter(|scope| !lost || *scope != Scope::Homed).collect()
+    }
+
+    fn history(&self) -> &History {
+        &self.orders.history
+    }
+
+    async fn connect(&mut self) -> Step {
+        match self.client.connect().await {
+            Connected::Same => {
+                self.history().count("reconnects");
+                // An ephemeral of this session may have survived: then it is the holder again.
+                for scope in self.scopes() {
+                    self.look_at_lock(scope).await?;
+                }
             }
+            Connected::Expired => {
+                self.history().expired(self.client.name(), self.heard_ms);
+                self.ephemerals.clear();
+            }
+            Connected::New => self.ephemerals.clear(),
         }
         Ok(())
     }
 
     async fn step(&mut self) -> Step {
-        let scope = *self.scopes.choose(&mut self.random).ok_or(Disconnected)?;
+        let scope = *self.scopes().choose(&mut self.random).ok_or(Disconnected)?;
         self.count += 1;
-        match self.random.random_range(0..100) {
-            0..20 => self.create(scope).await?,
-            20..35 => self.create_sequential(scope).await?,
-            35..60 => self.increment(scope).await?,
-            60..75 => self.read(scope).await?,
-            _ => self.lock(scope).await?,
+        match self.random.random_range(0..200) {
+            0..14 => self.create(scope).await?,
+            14..28 => self.create_numbered(scope).await?,
+            28..50 => self.increment(scope).await?,
+            50..56 => self.read_counter(scope).await?,
+            56..96 => self.operate(scope).await?,
+            96..112 => self.pair(scope).await?,
+            112..124 => self.lock(scope).await?,
+            124..128 => self.elect(scope).await?,
+            128..140 => self.queue(scope).await?,
+            140..143 => self.gate(scope).await?,
+            143..159 => self.watch(scope).await?,
+            159..165 => self.look_at_what_is_watched().await?,
+            165..175 => self.ephemeral(scope).await?,
+            175..190 => self.write_in_order().await?,
+            190..194 => self.read_in_order().await?,
+            194..198 => self.change_servers().await?,
+            198 => self.close().await?,
+            _ => self.abandon().await?,
         }
         let pause_ms = self.random.random_range(0..60);
         self.client.idle(Duration::from_millis(pause_ms)).await
     }
 
+    /// What is written by nobody else.
+    fn mark(&self) -> String {
+        format!("{}#{}", self.client.name(), self.count)
+    }
+
     async fn create(&mut self, scope: Scope) -> Step {
-        let path = format!("{}/{}-{}", scope.root(), self.name, self.count);
-        let request = create(&path, self.name.as_bytes(), CreateMode::Persistent);
-        match self.client.call(&request, PATIENCE).await {
-            Ok((header, _)) if header.error == ErrorCode::Ok => {
-                self.orders.history.created(scope, path, Fate::Done);
+        let path = format!("{}/{}-{}", scope.root(), self.client.name(), self.count);
+        self.history().creates(scope, path.clone());
+        let answer = self.client.create(&path, "", CreateMode::Persistent).await?;
+        self.history().created(scope, &path, answer.is_ok());
+        match answer {
+            Ok(_) => Ok(()),
+            Err(ErrorCode::NodeExists) => {
+                self.client.violation(format!("{path} existed before it was created"));
                 Ok(())
             }
-            Ok((header, _)) if header.error == ErrorCode::NodeExists => {
-                let text = format!("{}: {path} existed before it was created", self.name);
-                self.orders.history.violation(self.now_ms(), text);
-                Ok(())
-            }
-            Ok((header, _)) => self.unexpected("create", scope, header.error),
-            Err(Disconnected) => {
-                self.orders.history.created(scope, path, Fate::Unknown);
-                Err(Disconnected)
-            }
+            Err(error) => self.refused("create", scope, error),
         }
     }
 
-    async fn create_sequential(&mut self, scope: Scope) -> Step {
-        let data = format!("{}#{}", self.name, self.count);
+    async fn create_numbered(&mut self, scope: Scope) -> Step {
         let prefix = format!("{}/seq-", scope.root());
-        let request = create(&prefix, data.as_bytes(), CreateMode::PersistentSequential);
-        match self.client.call(&request, PATIENCE).await {
-            Ok((header, body)) if header.error == ErrorCode::Ok => {
-                let path = match Response::decode(OpCode::Create, &body) {
-                    Ok(Response::Path(path)) => path.to_string(),
-                    _ => return self.unexpected("create", scope, ErrorCode::MarshallingError),
-                };
-                self.orders.history.created_sequential(self.now_ms(), scope, data, Some(path));
-                Ok(())
-            }
-            Ok((header, _)) => self.unexpected("sequential create", scope, header.error),
-            Err(Disconnected) => {
-                self.orders.history.created_sequential(self.now_ms(), scope, data, None);
-                Err(Disconnected)
-            }
-        }
+        self.create_with_number(scope, prefix, CreateMode::PersistentSequential).await.map(drop)
     }
 
-    async fn get(&mut self, path: &str) -> Result<Result<(Vec<u8>, Stat), ErrorCode>, Disconnected> {
-        let (header, body) = self.client.call(&Request::GetData { path, watch: false }, PATIENCE).await?;
-        if header.error != ErrorCode::Ok {
-            return Ok(Err(header.error));
-        }
-        match Response::decode(OpCode::GetData, &body) {
-            Ok(Response::Data { data, stat }) => Ok(Ok((data.unwrap_or_default().to_vec(), stat))),
-            _ => Ok(Err(ErrorCode::MarshallingError)),
+    async fn create_with_number(
+        &mut self,
+        scope: Scope,
+        prefix: String,
+        mode: CreateMode,
+    ) -> Result<Option<(String, Stat)>, Disconnected> {
+        let data = self.mark();
+        let number = self.history().asks_for_number(scope, prefix.clone(), data.clone());
+        let answer = self.client.create(&prefix, &data, mode).await?;
+        self.history().numbered(number, answer.as_ref().ok().map(|(path, _)| path.clone()));
+        match answer {
+            Ok(made) => Ok(Some(made)),
+            Err(error) => self.refused("sequential create", scope, error).map(|()| None),
         }
     }
 
     /// Reads the counter, which may never go back for one client.
     async fn get_counter(&mut self, scope: Scope) -> Result<Option<(usize, i32)>, Disconnected> {
         let path = format!("{}/counter", scope.root());
-        let (data, stat) = match self.get(&path).await? {
-            Ok(found) => found,
-            Err(error) => {
-                self.unexpected("get", scope, error)?;
-                return Ok(None);
-            }
-        };
-        let value = std::str::from_utf8(&data).ok().and_then(|text| text.parse().ok());
-        let seen = self.seen.entry(scope).or_default();
-        if stat.version < *seen {
-            let text =
-                format!("{}: the counter of {scope:?} went back from {seen} to {}", self.name, stat.version);
-            self.orders.history.violation(self.orders.wires.now_ms(), text);
+        match self.client.get(&path, false).await? {
+            Ok((data, stat)) => Ok(data.parse().ok().map(|value| (value, stat.version))),
+            Err(error) => self.refused("get", scope, error).map(|()| None),
         }
-        *seen = stat.version;
-        Ok(value.map(|value| (value, stat.version)))
     }
 
     async fn increment(&mut self, scope: Scope) -> Step {
         let Some((value, version)) = self.get_counter(scope).await? else { return Ok(()) };
-        let (path, data) = (format!("{}/counter", scope.root()), (value + 1).to_string());
-        let request = Request::SetData { path: &path, data: Some(data.as_bytes()), version };
-        match self.client.call(&request, PATIENCE).await {
-            Ok((header, body)) if header.error == ErrorCode::Ok => {
-                let Ok(Response::Stat(stat)) = Response::decode(OpCode::SetData, &body) else {
-                    return self.unexpected("set", scope, ErrorCode::MarshallingError);
-                };
-                self.orders.history.incremented(self.now_ms(), scope, Some(stat.version));
-                Ok(())
-            }
-            Ok((header, _)) if header.error == ErrorCode::BadVersion => Ok(()),
-            Ok((header, _)) => self.unexpected("set", scope, header.error),
-            Err(Disconnected) => {
-                self.orders.history.incremented(self.now_ms(), scope, None);
-                Err(Disconnected)
-            }
+        let path = format!("{}/counter", scope.root());
+        self.history().increments(scope);
+        let answer = self.client.set(&path, &(value + 1).to_string(), version).await?;
+        self.history().incremented(scope, answer.as_ref().ok().map(|stat| stat.version));
+        match answer {
+            Ok(_) | Err(ErrorCode::BadVersion) => Ok(()),
+            Err(error) => self.refused("set", scope, error),
         }
     }
 
     /// After `sync`, a read shows everything that anybody was told of before.
-    async fn read(&mut self, scope: Scope) -> Step {
-        let newest = self.orders.history.newest_version(scope);
+    async fn read_counter(&mut self, scope: Scope) -> Step {
+        let newest = self.history().newest_version(scope);
         let path = format!("{}/counter", scope.root());
-        let (header, _) = self.client.call(&Request::Sync { path: &path }, PATIENCE).await?;
-        if header.error != ErrorCode::Ok {
-            return self.unexpected("sync", scope, header.error);
+        if let Err(error) = self.client.sync(&path).await? {
+            return self.refused("sync", scope, error);
         }
         if let Some((_, version)) = self.get_counter(scope).await?
             && version < newest
         {
-            let text = format!(
-                "{}: after sync the counter of {scope:?} is at version {version}, not {newest}",
-                self.name
-            );
-            self.orders.history.violation(self.now_ms(), text);
+            self.client.violation(format!(
+                "after sync the counter of {scope:?} is at version {version}, not {newest}"
+            ));
         }
         Ok(())
     }
 
-    async fn lock(&mut self, scope: Scope) -> Step {
-        if self.holds.is_some() {
-            return self.unlock().await;
-        }
-        let path = format!("{}/lock", scope.root());
-        let request = Request::Create2(Create {
-            path: &path,
-            data: Some(self.name.as_bytes()),
-            acl: vec![Acl::OPEN],
-            flags: CreateMode::Ephemeral.into(),
-        });
-        let (header, body) = self.client.call(&request, PATIENCE).await?;
-        match header.error {
-            ErrorCode::Ok => {
-                let Ok(Response::Create2 { stat, .. }) = Response::decode(OpCode::Create2, &body) else {
-                    return self.unexpected("create2", scope, ErrorCode::MarshallingError);
-                };
-                self.take(scope, stat);
-                // Some hold it for longer than a lease.
-                let longest_ms = if self.random.random_bool(0.25) { 30_000 } else { 2_000 };
-                let hold_ms = self.random.random_range(0..longest_ms);
-                self.client.idle(Duration::from_millis(hold_ms)).await?;
-                self.unlock().await
+    /// An operation on one of the registers.
+    async fn operate(&mut self, scope: Scope) -> Step {
+        let path = self.register(scope);
+        let value = self.history().moment();
+        let known = self.versions.get(&path).copied().unwrap_or(0);
+        let ask = match self.random.random_range(0..100) {
+            0..30 => Ask::Write(value),
+            30..50 => Ask::Compare { version: known, value },
+            50..60 => Ask::Create(value),
+            60..66 => Ask::Delete,
+            _ => Ask::Read,
+        };
+        let number = self.history().operates(scope, &path, ask);
+        match self.ask(&path, ask).await? {
+            Ok(told) => {
+                self.history().operated(scope, &path, number, told);
+                if let Told::Version(version) | Told::Found(_, version) = told {
+                    self.versions.insert(path, version);
+                }
+                Ok(())
             }
-            ErrorCode::NodeExists => Ok(()),
-            error => self.unexpected("lock", scope, error),
+            Err(error) => self.refused("operation", scope, error),
         }
     }
 
-    async fn look_at_lock(&mut self, scope: Scope) -> Step {
-        if let Ok((_, stat)) = self.get(&format!("{}/lock", scope.root())).await?
-            && stat.ephemeral_owner == self.client.session()
-            && self.holds.is_none()
-        {
-            self.take(scope, stat);
-        }
-        Ok(())
+    fn register(&mut self, scope: Scope) -> String {
+        format!("{}/register-{}", scope.root(), self.random.random_range(0..REGISTERS))
     }
 
-    fn take(&mut self, scope: Scope, stat: Stat) {
-        self.holds = Some(scope);
-        self.orders.history.acquired(self.now_ms(), scope, &self.name, stat.czxid);
-    }
-
-    fn let_go(&mut self, how: &str) {
-        if let Some(scope) = self.holds.take() {
-            self.orders.history.lost(self.now_ms(), scope, &self.name, how);
-        }
-    }
-
-    async fn unlock(&mut self) -> Step {
-        let Some(scope) = self.holds else { return Ok(()) };
-        self.let_go("released");
-        let path = format!("{}/lock", scope.root());
-        match self.client.call(&Request::Delete { path: &path, version: -1 }, PATIENCE).await {
-            Ok((header, _)) if header.error == ErrorCode::Ok => Ok(()),
-            Ok((header, _)) => self.unexpected("unlock", scope, header.error),
-            Err(Disconnected) => {
-                // To see the lock still there would not mean to hold it: the deletion may be on its way. To
-                // delete it again could hit the next holder's.
-                self.client.abandon_session();
-                Err(Disconnected)
+    async fn ask(&mut self, path: &str, ask: Ask) -> Result<Result<Told, ErrorCode>, Disconnected> {
+        let client = &mut self.client;
+        let told = match ask {
+            Ask::Write(value) => {
+                client.set(path, &value.to_string(), -1).await?.map(|stat| Told::Version(stat.version))
             }
+            Ask::Compare { version, value } => {
+                client.set(path, &value.to_string(), version).await?.map(|stat| Told::Version(stat.version))
+            }
+            Ask::Create(value) => {
+                client.create(path, &value.to_string(), CreateMode::Persistent).await?.map(|_| Told::Done)
+            }
+            Ask::Delete => client.delete(path).await?.map(|()| Told::Done),
+            Ask::Read => match client.sync(path).await? {
+                Ok(()) => client
+                    .get(path, false)
+                    .await?
+                    .map(|(data, stat)| Told::Found(data.parse().unwrap_or(u64::MAX), stat.version)),
+                Err(error) => Err(error),
+            },
+        };
+        Ok(match told {
+            Err(ErrorCode::NoNode) => Ok(Told::NoNode),
+            Err(ErrorCode::NodeExists) => Ok(Told::NodeExists),
+            Err(ErrorCode::BadVersion) => Ok(Told::BadVersion),
+            other => other,
+        })
+    }
+
+    /// Two znodes that are always written together, and so are always equal.
+    async fn pair(&mut self, scope: Scope) -> Step {
+        let [left, right] = pair_of(scope);
+        let mark = self.mark();
+        let both =
+            [&left, &right].map(|path| super::client::set(path, &mark, -1)).into_iter().collect::<Vec<_>>();
+        match self.random.random_range(0..3) {
+            0 => {
+                self.history().count("multis");
+                match self.client.multi(both).await? {
+                    Ok(()) => Ok(()),
+                    Err(error) => self.refused("multi", scope, error),
+                }
+            }
+            1 => {
+                self.history().count("multis");
+                let [write, _] = <[Request<'_>; 2]>::try_from(both).map_err(|_| Disconnected)?;
+                let check = Request::Check { path: &right, version: i32::MAX };
+                match self.client.multi(vec![write, check]).await? {
+                    Err(ErrorCode::BadVersion) => Ok(()),
+                    Ok(()) => {
+                        self.client.violation(format!("a multi in {scope:?} with a wrong version succeeded"));
+                        Ok(())
+                    }
+                    Err(error) => self.refused("multi", scope, error),
+                }
+            }
+            _ => match self.client.get_all(&[&left, &right]).await? {
+                Ok(data) if data.first() == data.last() => Ok(()),
+                Ok(data) => {
+                    self.client.violation(format!("half a multi in {scope:?}: {data:?}"));
+                    Ok(())
+                }
+                Err(error) => self.refused("read", scope, error),
+            },
         }
     }
 
-    /// No client may be told this: the session is alive, and nobody else touches what it works on.
-    fn unexpected(&mut self, what: &str, scope: Scope, error: ErrorCode) -> Step {
-        let text = format!("{}: {what} in {scope:?} was answered {error:?}", self.name);
-        self.orders.history.violation(self.now_ms(), text);
+    /// No client may be told this: the session is alive, and nobody else touches what it works on. But a server
+    /// whose disk is full refuses writes.
+    fn refused(&self, what: &str, scope: Scope, error: ErrorCode) -> Step {
+        let full = error == ErrorCode::SystemError && self.orders.may_refuse.load(Ordering::Relaxed);
+        if full {
+            self.history().count("writes refused by full disks");
+        } else {
+            self.client.violation(format!("{what} in {scope:?} was answered {error:?}"));
+        }
         Ok(())
     }
 }
 
-/// Makes the counters; done when each has been read back through this client's region.
+fn pair_of(scope: Scope) -> [String; 2] {
+    ["left", "right"].map(|name| format!("{}/{name}", scope.root()))
+}
+
+/// Makes what the clients work on; done when all has been made or read back through this client's region.
 pub(super) async fn prepare(mut client: Client, scopes: Vec<Scope>) {
     for scope in scopes {
-        for (path, data) in [(scope.root().to_string(), ""), (format!("{}/counter", scope.root()), "0")] {
-            while !is_made(&mut client, &path, data).await {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+        let root = scope.root();
+        let mut znodes = vec![(root.to_string(), ""), (format!("{root}/counter"), "0")];
+        znodes.extend(PARENTS.map(|name| (format!("{root}/{name}"), "")));
+        znodes.extend(pair_of(scope).map(|path| (path, "")));
+        for (path, data) in znodes {
+            make(&mut client, &path, data).await;
         }
     }
 }
 
 /// Writes once in a scope; done when it was acknowledged.
-pub(super) async fn write_once(mut client: Client, scope: Scope, name: String) {
-    let path = format!("{}/{name}", scope.root());
-    while !is_made(&mut client, &path, "").await {
+pub(super) async fn write_once(mut client: Client, scope: Scope) {
+    let path = format!("{}/{}", scope.root(), client.name());
+    make(&mut client, &path, "").await;
+}
+
+async fn make(client: &mut Client, path: &str, data: &str) {
+    loop {
+        match client.create(path, data, CreateMode::Persistent).await {
+            Ok(Ok(_) | Err(ErrorCode::NodeExists)) => return,
+            Ok(Err(_)) => {}
+            Err(Disconnected) => drop(client.connect().await),
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-async fn is_made(client: &mut Client, path: &str, data: &str) -> bool {
-    let request = create(path, data.as_bytes(), CreateMode::Persistent);
-    match client.call(&request, PATIENCE).await {
-        Ok((header, _)) => matches!(header.error, ErrorCode::Ok | ErrorCode::NodeExists),
-        Err(Disconnected) => {
-            client.connect().await;
-            false
-        }
-    }
-}
-
-fn create<'a>(path: &'a str, data: &'a [u8], mode: CreateMode) -> Request<'a> {
-    Request::Create(Create { path, data: Some(data), acl: vec![Acl::OPEN], flags: mode.into() })
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_seam::Environment;
+use meridian_seam::entropy::Entropy;
 use meridian_seam::limits;
 use meridian_seam::net::{BoxStream, Net};
 use parking_lot::Mutex;
@@ -39,6 +40,7 @@ use acceptor::Acceptor;
 pub struct Transport {
     endpoint: quinn::Endpoint,
     net: Arc<dyn Net>,
+    entropy: Arc<dyn Entropy>,
     identity: Arc<Identity>,
     settings: Settings,
     outgoing: Mutex<HashMap<PeerName, Dialled>>,
@@ -136,6 +138,7 @@ impl Transport {
         Ok(Self {
             endpoint,
             net: Arc::clone(&env.net),
+            entropy: Arc::clone(&env.entropy),
             identity,
             settings,
             outgoing: Mutex::default(),
@@ -187,7 +190,7 @@ impl Transport {
         let attempt = async {
             let dns_name = name.dns_name()?;
             let address = self.net.resolve(address.to_owned()).await?;
-            let config = quic::client_config(&self.identity, &self.settings)?;
+            let config = quic::client_config(&self.identity, &self.settings, &self.entropy)?;
             let connecting =
                 self.endpoint.connect_with(config, address, &dns_name).map_err(io::Error::other)?;
             let connection = connecting.await?;

@@ -31,6 +31,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Unique among the connections of an endpoint.
 const IDENTIFIER_BYTES: usize = 8;
 
+/// What a client calls a server before it has answered; RFC 9000 wants at least 8 bytes.
+const INITIAL_IDENTIFIER_BYTES: usize = 20;
+
 /// Before anything is measured. The standard's 333 ms make a handshake that lost a packet wait a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
@@ -104,13 +107,23 @@ fn server_crypto(identity: &Identity) -> io::Result<Arc<QuicServerConfig>> {
 }
 
 /// For one connection: the peer opens one stream, to say that it is content, and no other.
-pub(super) fn client_config(identity: &Identity, settings: &Settings) -> io::Result<quinn::ClientConfig> {
+pub(super) fn client_config(
+    identity: &Identity,
+    settings: &Settings,
+    entropy: &Arc<dyn Entropy>,
+) -> io::Result<quinn::ClientConfig> {
     let crypto = QuicClientConfig::try_from(identity.client_config()).map_err(io::Error::other)?;
     let mut transport = transport_config(settings)?;
     transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
     transport.max_concurrent_uni_streams(VarInt::from_u32(1));
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport));
+    let entropy = Arc::clone(entropy);
+    config.initial_dst_cid_provider(Arc::new(move || {
+        let mut identifier = [0; INITIAL_IDENTIFIER_BYTES];
+        entropy.fill(&mut identifier);
+        ConnectionId::new(&identifier)
+    }));
     Ok(config)
 }
 

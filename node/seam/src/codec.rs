@@ -15,6 +15,50 @@ pub const VERSION: u8 = 1;
 /// largest. Callers bound the bytes they read before they hand them to [`decode`].
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 
+/// The versions of this build.
+#[cfg(not(feature = "mutants"))]
+mod build {
+    use super::VERSION;
+
+    pub(super) const fn written() -> u8 {
+        VERSION
+    }
+
+    pub(super) const fn knows(version: u8) -> bool {
+        version == VERSION
+    }
+}
+
+/// The versions of the build that is simulated on this thread.
+#[cfg(feature = "mutants")]
+mod build {
+    use std::cell::Cell;
+
+    use super::VERSION;
+
+    thread_local! {
+        static NEWEST_KNOWN: Cell<u8> = const { Cell::new(VERSION) };
+        static WRITTEN: Cell<u8> = const { Cell::new(VERSION) };
+    }
+
+    /// Runs as a build that knows the versions from this one's up to another, and writes one of them.
+    pub fn simulate(newest_known: u8, written: u8) {
+        NEWEST_KNOWN.set(newest_known);
+        WRITTEN.set(written);
+    }
+
+    pub(super) fn written() -> u8 {
+        WRITTEN.get()
+    }
+
+    pub(super) fn knows(version: u8) -> bool {
+        (VERSION..=NEWEST_KNOWN.get()).contains(&version)
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use build::simulate as simulate_build;
+
 /// Why bytes are not a record.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CodecError {
@@ -50,7 +94,7 @@ fn config() -> Configuration<
 /// # Errors
 /// [`CodecError::TooLarge`] if it exceeds [`RECORD_BYTES_MAX`].
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
-    let mut bytes = vec![VERSION];
+    let mut bytes = vec![build::written()];
     encode_onto(value, &mut bytes)?;
     Ok(bytes)
 }
@@ -78,7 +122,7 @@ fn encode_onto<T: Serialize>(value: &T, bytes: &mut Vec<u8>) -> Result<(), Codec
 /// beyond the limit.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
     let (&version, body) = bytes.split_first().ok_or(CodecError::Empty)?;
-    if version != VERSION {
+    if !build::knows(version) {
         return Err(CodecError::Version(version));
     }
     if body.len() > RECORD_BYTES_MAX {

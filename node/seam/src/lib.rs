@@ -11,6 +11,7 @@ pub mod codec;
 pub mod disk;
 pub mod entropy;
 pub mod limits;
+pub mod mutant;
 pub mod net;
 pub mod resend;
 pub mod rpc;

@@ -110,6 +110,34 @@ pub const FORWARD_BYTES_MAX: usize = 1 << 20;
 /// Records of a homed subtree kept for regions that lag. A region further behind gets a snapshot.
 pub const MIRROR_RECORDS_MAX: usize = 100_000;
 
+/// [`MIRROR_RECORDS_MAX`], which simulations lower, so that regions lag as far within a run.
+#[cfg(not(feature = "mutants"))]
+pub const fn mirror_records_max() -> usize {
+    MIRROR_RECORDS_MAX
+}
+
+#[cfg(feature = "mutants")]
+mod lowered {
+    use std::cell::Cell;
+
+    thread_local! {
+        static MIRROR_RECORDS: Cell<usize> = const { Cell::new(super::MIRROR_RECORDS_MAX) };
+    }
+
+    /// [`super::MIRROR_RECORDS_MAX`], or less.
+    pub fn mirror_records_max() -> usize {
+        MIRROR_RECORDS.get()
+    }
+
+    /// Lowers what [`mirror_records_max`] returns on this thread.
+    pub fn lower_mirror_records_max(records: usize) {
+        MIRROR_RECORDS.set(records);
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use lowered::{lower_mirror_records_max, mirror_records_max};
+
 /// Bytes of the same.
 pub const MIRROR_BYTES_MAX: usize = 64 << 20;
 

@@ -163,6 +163,12 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     if config.client.listen.is_empty() {
         options.client_listen = None;
     }
+    options.read_only_mode = config.client.read_only_mode;
+    options.local_sessions = config.client.local_sessions;
+    options.outstanding_max = config.client.outstanding_max;
+    let throttled_wait = Duration::from_millis(config.client.throttled_wait_ms);
+    options.throttled_wait = Some(throttled_wait).filter(|wait| !wait.is_zero());
+    options.throttle = config.client.throttle.options();
     options.authentication = config.client.authentication.authentication()?;
     options.tls = config.client.tls.as_ref().map(TlsConfig::options);
     Ok(options)

@@ -5,6 +5,7 @@
 //! example. A file whose name does not end in `.toml` is read as ZooKeeper's `zoo.cfg`.
 
 mod security;
+mod throttle;
 mod zoo_cfg;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::region::{Storage, Timing};
-use crate::server::Reaping;
+use crate::server::{LocalSessionMode, Reaping};
 pub use security::{AuthenticationConfig, TlsConfig};
+pub use throttle::ThrottleConfig;
 
 pub use crate::txn::ensemble::Role;
 use crate::txn::ensemble::{Member, Members};
@@ -87,6 +89,17 @@ fn default_tick_ms() -> u64 {
 pub struct ClientConfig {
     /// The address to listen on; an empty one if only TLS is spoken.
     pub listen: String,
+    /// Whether a server that is cut off serves reads to clients that ask for no more (`readonlymode.enabled`).
+    pub read_only_mode: bool,
+    /// Sessions that only their server knows: `off`, `only` or `upgrading` (`localSessionsEnabled`,
+    /// `localSessionsUpgradingEnabled`).
+    pub local_sessions: LocalSessionMode,
+    /// Writes of this server's clients under way at a time; beyond it clients wait (`globalOutstandingLimit`).
+    pub outstanding_max: usize,
+    /// How long a write waits for its turn before it is refused (`throttledOpWaitTime`); 0 is for ever.
+    pub throttled_wait_ms: u64,
+    /// How many sessions may be opened at a time.
+    pub throttle: ThrottleConfig,
     /// How clients prove who they are.
     pub authentication: AuthenticationConfig,
     /// TLS for clients.
@@ -147,6 +160,11 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             listen: "0.0.0.0:2181".into(),
+            read_only_mode: false,
+            local_sessions: LocalSessionMode::Off,
+            outstanding_max: limits::SERVER_WRITES_MAX,
+            throttled_wait_ms: 0,
+            throttle: ThrottleConfig::default(),
             authentication: AuthenticationConfig::default(),
             tls: None,
             session_timeout_min_ms: None,
@@ -601,6 +619,7 @@ impl ServerConfig {
                 heartbeat: Duration::from_millis(config.timing.heartbeat_ms),
                 election_timeout: (Duration::from_millis(min), Duration::from_millis(max)),
             },
+            log_bounds: meridian_bridge::global::LOG_BOUNDS,
             lease: LeaseTerms {
                 duration: Duration::from_millis(config.lease.duration_ms),
                 drift_max: config.lease.drift_max,

@@ -59,6 +59,7 @@ enum Treatment {
 #[derive(Clone, Copy)]
 enum Kind {
     Number,
+    Share,
     Boolean,
     Text,
     Words,
@@ -66,7 +67,7 @@ enum Kind {
 
 /// ZooKeeper's keys, without the prefix `zookeeper.`, in the order of its documentation.
 const KEYS: &[(&str, Treatment)] = {
-    use Kind::{Boolean, Number, Text, Words};
+    use Kind::{Boolean, Number, Share, Text, Words};
     use Treatment::{Apart, Is, NoEffect, Only, Silent};
     const ENGINE: &str = "batches, queues and threads of this server need no setting";
     const TLS_QUORUM: &str =
@@ -221,6 +222,31 @@ const KEYS: &[(&str, Treatment)] = {
         ("ensembleAuthName", Is("client.authentication.ensemble_names", Words)),
         ("skipACL", Is("client.authentication.skip_acl", Boolean)),
         ("java.security.auth.login.config", Is("client.authentication.sasl_users_file", Text)),
+        ("readonlymode.enabled", Is("client.read_only_mode", Boolean)),
+        ("localSessionsEnabled", Apart),
+        ("localSessionsUpgradingEnabled", Apart),
+        ("globalOutstandingLimit", Is("client.outstanding_max", Number)),
+        ("requestThrottleLimit", Apart),
+        ("requestThrottleStallTime", Silent),
+        ("requestThrottleDropStale", Silent),
+        ("requestStaleLatencyCheck", Silent),
+        ("requestStaleConnectionCheck", Silent),
+        ("throttledOpWaitTime", Is("client.throttled_wait_ms", Number)),
+        ("advancedFlowControlEnabled", Silent),
+        ("enableEagerACLCheck", Silent),
+        ("largeRequestMaxBytes", Silent),
+        ("largeRequestThreshold", NoEffect("jute.maxbuffer bounds every request")),
+        ("connectionMaxTokens", Is("client.throttle.tokens_max", Number)),
+        ("connectionTokenFillTime", Is("client.throttle.fill_interval_ms", Number)),
+        ("connectionTokenFillCount", Is("client.throttle.fill_tokens", Number)),
+        ("connectionFreezeTime", Is("client.throttle.freeze_ms", Number)),
+        ("connectionDropIncrease", Is("client.throttle.drop_increase", Share)),
+        ("connectionDropDecrease", Is("client.throttle.drop_decrease", Share)),
+        ("connectionDecreaseRatio", Is("client.throttle.decrease_ratio", Share)),
+        ("connection_throttle_weight_enabled", Apart),
+        ("connection_throttle_global_session_weight", Apart),
+        ("connection_throttle_local_session_weight", Apart),
+        ("connection_throttle_renew_session_weight", Apart),
         ("sessionRequireClientSASLAuth", Apart),
         ("allowSaslFailedClients", Only("false", "clients that fail to prove themselves are disconnected")),
         ("enforce.auth.enabled", Apart),
@@ -296,6 +322,7 @@ impl Translation {
         self.servers()?;
         self.tls()?;
         self.required_schemes();
+        self.sessions()?;
         self.admin()?;
         self.metrics()
     }
@@ -496,6 +523,35 @@ impl Translation {
         Ok(Some(file.to_string()))
     }
 
+    /// Local sessions, and what may be under way.
+    fn sessions(&mut self) -> Result<(), ConfigError> {
+        let mode = match (self.is("localSessionsEnabled"), self.is("localSessionsUpgradingEnabled")) {
+            (false, _) => "off",
+            (true, false) => "only",
+            (true, true) => "upgrading",
+        };
+        self.set("client.local_sessions", json!(mode));
+        if let Some(limit) = self.get("requestThrottleLimit").filter(|limit| *limit != "0") {
+            let limit = typed("requestThrottleLimit", limit, Kind::Number)?;
+            if limit.is_some() && !self.lines.contains_key("globalOutstandingLimit") {
+                self.set("client.outstanding_max", json!(limit));
+            }
+        }
+        if self.is("connection_throttle_weight_enabled") {
+            for (session, own, default) in [
+                ("global", "global_session", "3"),
+                ("local", "local_session", "1"),
+                ("renew", "renewal", "2"),
+            ] {
+                let key = format!("connection_throttle_{session}_session_weight");
+                if let Some(weight) = typed(&key, self.get(&key).unwrap_or(default), Kind::Number)? {
+                    self.set(&format!("client.throttle.{own}_weight"), weight);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What a client must have proved.
     fn required_schemes(&mut self) {
         let mut schemes: Vec<String> = Vec::new();
@@ -546,6 +602,10 @@ fn typed(key: &str, value: &str, kind: Kind) -> Result<Option<serde_json::Value>
             Ok(-1) => Ok(None),
             Ok(number) => Ok(Some(json!(number))),
             Err(_) => invalid(key, format!("'{value}' is no number")),
+        },
+        Kind::Share => match value.parse::<f64>() {
+            Ok(share) if (0.0..=1.0).contains(&share) => Ok(Some(json!(share))),
+            _ => invalid(key, format!("'{value}' is no share from 0 to 1")),
         },
         Kind::Boolean => match value.to_ascii_lowercase().as_str() {
             "true" | "yes" => Ok(Some(json!(true))),
@@ -672,6 +732,23 @@ mod tests {
         }
         let unused = load(&format!("{THREE}ssl.handshakeDetectionTimeoutMillis=5\n"), "1").unwrap();
         assert_eq!(unused.client.tls, None);
+    }
+
+    #[test]
+    fn limits_and_kinds_of_sessions_are_translated() {
+        let lines = "readonlymode.enabled=true\nlocalSessionsEnabled=true\nlocalSessionsUpgradingEnabled=true\n\
+            globalOutstandingLimit=500\nrequestThrottleLimit=7\nconnectionMaxTokens=9\nconnectionFreezeTime=-1\n\
+            connectionDropIncrease=0.5\nzookeeper.connection_throttle_weight_enabled=true\n";
+        let client = load(&format!("{THREE}{lines}"), "1").unwrap().client;
+        assert!(client.read_only_mode);
+        assert_eq!(client.local_sessions, crate::server::LocalSessionMode::Upgrading);
+        assert_eq!((client.outstanding_max, client.throttle.tokens_max), (500, 9));
+        assert_eq!((client.throttle.freeze_ms, client.throttle.drop_increase), (None, 0.5));
+        assert_eq!((client.throttle.global_session_weight, client.throttle.renewal_weight), (3, 2));
+        let plain = load(&format!("{THREE}requestThrottleLimit=7\n"), "1").unwrap().client;
+        assert_eq!(plain.outstanding_max, 7);
+        let error = load(&format!("{THREE}connectionDropIncrease=2\n"), "1").unwrap_err().to_string();
+        assert!(error.contains("from 0 to 1"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_seam::background::{Background, LogWriter};
+use meridian_seam::mutant::{self, Mutant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -340,7 +341,10 @@ impl Writer {
             match shared.next() {
                 Next::Write(submissions) => {
                     let before = self.log.metrics().written_bytes.load(Ordering::Relaxed);
-                    if let Some(group) = self.write(submissions) {
+                    if let Some(mut group) = self.write(submissions) {
+                        if mutant::is(Mutant::AckBeforeFsync) {
+                            answer(std::mem::take(&mut group.submissions), &Ok(()));
+                        }
                         let after = self.log.metrics().written_bytes.load(Ordering::Relaxed);
                         latency(after - before).await;
                         self.sync(group);

@@ -36,6 +36,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use meridian_seam::disk::{Disk, DiskFile, DiskLock};
+use meridian_seam::mutant::{self, Mutant};
 
 pub use error::LogError;
 pub use handle::{Done, LogHandle, Rejected, RejectedReason};
@@ -280,7 +281,9 @@ impl Log {
         if self.active.durable == self.active.end {
             return Ok(());
         }
-        if let Err(error) = self.active.file.sync_data() {
+        if let Err(error) = self.active.file.sync_data()
+            && !mutant::is(Mutant::FsyncFailureIgnored)
+        {
             let error = LogError::io("sync", &self.active.path, error);
             return Err(self.fail(error));
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use meridian_bridge::engine::{Link, Responder, StoredVote, TypeConfig, Vote, kind};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::net::BoxStream;
 use meridian_seam::{Environment, codec, limits, rpc};
 use openraft::network::RaftNetworkFactory;
@@ -22,6 +23,7 @@ use super::proposer::Proposer;
 use super::succession::Succession;
 use super::{RegionConfig, Sink};
 use crate::snapshot::{SnapshotId, SnapshotReceiver, SnapshotStore};
+use crate::txn::ensemble::Role;
 
 const HELLO: u8 = kind::FIRST_FREE;
 const FORWARD: u8 = kind::FIRST_FREE + 1;
@@ -129,7 +131,13 @@ impl PeerLink {
 
     async fn connect_to(&self, address: &str) -> io::Result<rpc::Client> {
         let connecting = async {
-            let stream = self.peers.environment.net.connect(address.to_string()).await?;
+            let net = &self.peers.environment.net;
+            let stream = match (net.connect(address.to_string()).await, self.observer_instead()) {
+                (Err(_), Some(observer)) if mutant::is(Mutant::ObserverInQuorum) => {
+                    net.connect(observer).await?
+                }
+                (connected, _) => connected?,
+            };
             let stream = match &self.peers.config.tls {
                 Some(tls) => tls.connect(stream, self.server).await?,
                 None => stream,
@@ -143,6 +151,15 @@ impl PeerLink {
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {address} in time")))
         })
+    }
+
+    /// For [`Mutant::ObserverInQuorum`]: where an observer is, if this is the way to the last voter.
+    fn observer_instead(&self) -> Option<String> {
+        let members = &self.peers.config.members;
+        let with = |role| members.iter().filter(move |(_, member)| member.role == role);
+        let (last, _) = with(Role::Voter).next_back()?;
+        let (_, observer) = with(Role::Observer).next()?;
+        (u64::from(*last) == self.server).then(|| observer.address.clone())
     }
 
     /// Forwards commands to the server, which must be the leader; done when they are committed.

@@ -8,6 +8,7 @@ use meridian_bridge::engine::{
     Entry, LogId, LogMemory, LogReader, StoredEntry, StoredLogId, StoredVote, TypeConfig, Vote, invalid_data,
 };
 use meridian_seam::codec;
+use meridian_seam::mutant::{self, Mutant};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -111,7 +112,9 @@ impl RaftLogStorage<TypeConfig> for Store {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        self.submit_and_wait(Record::Vote(encode(&StoredVote::from(vote))?)).await?;
+        if !mutant::is(Mutant::UnsavedVote) {
+            self.submit_and_wait(Record::Vote(encode(&StoredVote::from(vote))?)).await?;
+        }
         self.memory.lock().vote = Some(*vote);
         Ok(())
     }

@@ -25,6 +25,8 @@ pub struct Client {
     session: AtomicI64,
     /// The session's timeout; before one is open the time for the handshake.
     timeout_ms: AtomicU32,
+    /// Whether it is served in read-only mode.
+    is_read_only: AtomicBool,
     /// When bytes came last, ms of the monotonic clock.
     heard_ms: AtomicU64,
     /// Whether it speaks TLS.
@@ -124,6 +126,7 @@ impl Client {
             peer,
             session: AtomicI64::new(0),
             timeout_ms: AtomicU32::new(u32::try_from(handshake.as_millis()).unwrap_or(u32::MAX)),
+            is_read_only: AtomicBool::new(false),
             heard_ms: AtomicU64::new(millis(now)),
             statistics: Mutex::default(),
             outstanding: AtomicUsize::new(0),
@@ -201,6 +204,15 @@ impl Client {
     pub(super) fn open(&self, session: i64, timeout_ms: u32) {
         self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
         self.session.store(session, Ordering::Relaxed);
+    }
+
+    /// Whether it is served in read-only mode.
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn restrict_to_reads(&self) {
+        self.is_read_only.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn hear(&self, now: Duration) {

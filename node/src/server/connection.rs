@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use meridian_bridge::mesh::Orderer;
 use meridian_seam::entropy::Entropy;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::net::BoxStream;
 use meridian_seam::{codec, limits};
 use meridian_wire::{
@@ -21,25 +22,33 @@ use meridian_wire::{
     ReplyHeader, Request, RequestHeader, Response, WatcherType, WireError, begin_frame, cut_frame,
     finish_frame,
 };
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
+use tokio::sync::Semaphore;
 
 use super::authentication::{SaslStep, Verdict};
 use super::client::{Client, Established, Last, millis};
 use super::hub::{Hub, Waiting, event_frame, session_id};
+use super::local_sessions::LocalSessions;
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
 use super::sasl::Exchange;
-use super::{ServerOptions, words};
+use super::throttle::Throttle;
+use super::{LocalSessionMode, ServerOptions, words};
 use crate::region::{Region, View};
 use crate::session::Watch;
 use crate::txn::acl::Identities;
-use crate::txn::{Answer, ClientRequest, Command, MultiResult, Outcome, Reply, route};
+use crate::txn::{Answer, ClientRequest, Command, MultiResult, Outcome, Reply, makes_ephemeral, route};
 
 /// What the connections of a server share.
 pub(super) struct Service {
     pub(super) hub: Arc<Hub>,
     pub(super) region: Region,
     pub(super) options: ServerOptions,
+    pub(super) local_sessions: LocalSessions,
+    pub(super) throttle: Mutex<Throttle>,
+    /// For writes under way.
+    pub(super) room: Semaphore,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) listening: SocketAddr,
     pub(super) listening_secure: Option<SocketAddr>,
@@ -49,9 +58,22 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Whether reads are all that can be had here.
+    /// Whether reads are all that can be had here: the server has been cut off from its leader and a majority
+    /// for a while.
     pub(super) fn is_read_only(&self) -> bool {
-        false
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let contact_age = self.hub.now().saturating_sub(self.hub.contact());
+        self.options.read_only_mode && contact_age > self.options.tick.max(PATIENCE)
+    }
+
+    /// Lets one more session be opened, or not.
+    fn admits(&self, cost: u32) -> bool {
+        let random = || {
+            let mut random = [0; 8];
+            self.entropy.fill(&mut random);
+            u64::from_be_bytes(random) as f64 / u64::MAX as f64
+        };
+        self.throttle.lock().admits(cost, self.hub.now(), random)
     }
 }
 
@@ -78,6 +100,7 @@ pub(super) async fn serve(
         orderer: None,
         encoded_identities,
         identities,
+        is_local: false,
         exchange: None,
         client,
         tally: Tally::default(),
@@ -93,6 +116,8 @@ pub(super) async fn serve(
     }
     let outstanding = connection.outstanding.len() as u64;
     connection.service.hub.metrics.outstanding.fetch_sub(outstanding, Ordering::Relaxed);
+    let under_way = connection.outstanding.iter().filter(|o| o.xid.is_some()).count();
+    connection.service.room.add_permits(under_way);
 }
 
 /// The part of a connection that its task owns.
@@ -110,6 +135,8 @@ struct Connection {
     orderer: Option<Orderer>,
     identities: Identities,
     encoded_identities: Bytes,
+    /// Whether the session is one that only this server knows.
+    is_local: bool,
     /// A SASL exchange that waits for the client's response.
     exchange: Option<Exchange>,
     /// What is not yet counted in the server's metrics.
@@ -136,10 +163,19 @@ enum Stage {
 }
 
 struct Outstanding {
-    xid: i32,
+    /// None for what the server itself has asked for, which takes no room.
+    xid: Option<i32>,
     sequence: u64,
     since: Duration,
     answer: Option<Answer>,
+}
+
+/// What became of the wish for room for a write.
+#[derive(PartialEq, Eq)]
+enum Room {
+    Taken,
+    /// Others had it for too long.
+    Denied,
 }
 
 /// What became of a request.
@@ -319,28 +355,108 @@ impl Connection {
         if hello.last_zxid_seen > self.service.hub.view().state.zxid {
             return Err(End::Refused("the client has seen a newer state than this server's"));
         }
-        if !self.service.region.has_room() {
-            return Err(End::Refused("the disk is full"));
+        let service = self.service.clone();
+        let is_local = service.options.local_sessions != LocalSessionMode::Off;
+        let weights = service.throttle.lock().weights();
+        let cost = match (hello.session_id, is_local) {
+            (0, true) => weights.local,
+            (0, false) => weights.global,
+            _ => weights.renewal,
+        };
+        if !service.admits(cost) {
+            service.hub.metrics.connections_rejected.fetch_add(1, Ordering::Relaxed);
+            return Err(End::Refused("too many clients come at once"));
         }
-        self.open(&hello).await?;
+        if service.is_read_only() {
+            self.open_read_only(&hello)?;
+        } else if !service.region.has_room() {
+            return Err(End::Refused("the disk is full"));
+        } else if is_local && self.open_locally(&hello)? {
+        } else {
+            self.open(&hello).await?;
+        }
         Ok(true)
+    }
+
+    fn timeout_of(&self, hello: &ConnectRequest<'_>) -> u32 {
+        let (min, max) = self.service.options.session_timeout_bounds_ms();
+        u32::try_from(hello.timeout_ms).unwrap_or(0).clamp(min, max)
+    }
+
+    /// The identifier and the password of a new session.
+    fn new_session(&self) -> Result<(i64, [u8; PASSWORD_LENGTH]), End> {
+        let service = &self.service;
+        let mut password = [0; PASSWORD_LENGTH];
+        service.entropy.fill(&mut password);
+        let counter = service.sessions_opened.fetch_add(1, Ordering::Relaxed);
+        let session = session_id(service.options.region.region, service.region.me(), counter)
+            .ok_or(End::Refused("this server must be restarted: it has opened all sessions it can"))?;
+        Ok((session, password))
+    }
+
+    /// Serves reads to a client that asks for no more. A session that the region knows may read here too.
+    fn open_read_only(&mut self, hello: &ConnectRequest<'_>) -> Result<(), End> {
+        if hello.read_only != Some(true) {
+            return Err(End::Refused("this server is cut off from a majority of its region"));
+        }
+        self.client.restrict_to_reads();
+        let view = self.service.hub.view().clone();
+        let known = view.state.sessions.get(&hello.session_id).filter(|s| s.password == hello.password);
+        if let Some(known) = known {
+            let password = known.password;
+            return self.serve_session(hello.session_id, &password, self.timeout_of(hello), hello.read_only);
+        }
+        if !self.open_locally(hello)? {
+            self.refuse_session(hello.read_only)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a session that only this server knows, or takes one up. False if the session asked for is none.
+    fn open_locally(&mut self, hello: &ConnectRequest<'_>) -> Result<bool, End> {
+        let service = self.service.clone();
+        let timeout_ms = self.timeout_of(hello);
+        if hello.session_id == 0 {
+            let (session, password) = self.new_session()?;
+            if !service.local_sessions.open(session, password, self.client.clone()) {
+                return Err(End::Refused("too many local sessions"));
+            }
+            self.is_local = true;
+            self.serve_session(session, &password, timeout_ms, hello.read_only)?;
+            return Ok(true);
+        }
+        let Ok(password) = <[u8; PASSWORD_LENGTH]>::try_from(hello.password) else { return Ok(false) };
+        if !service.local_sessions.take_up(hello.session_id, &password, &self.client) {
+            return Ok(false);
+        }
+        self.is_local = true;
+        self.serve_session(hello.session_id, &password, timeout_ms, hello.read_only)?;
+        Ok(true)
+    }
+
+    fn serve_session(
+        &mut self,
+        session: i64,
+        password: &[u8; PASSWORD_LENGTH],
+        timeout_ms: u32,
+        read_only: Option<bool>,
+    ) -> Result<(), End> {
+        self.client.open(session, timeout_ms);
+        let timeout_ms = i32::try_from(timeout_ms).unwrap_or(i32::MAX);
+        self.put_welcome(session, password, timeout_ms, read_only)?;
+        self.stage = Stage::Open;
+        Ok(())
     }
 
     /// Asks for the session to be opened or taken up.
     async fn open(&mut self, hello: &ConnectRequest<'_>) -> Result<(), End> {
-        let service = self.service.clone();
-        let (min, max) = service.options.session_timeout_bounds_ms();
-        let timeout_ms = u32::try_from(hello.timeout_ms).unwrap_or(0).clamp(min, max);
+        let timeout_ms = self.timeout_of(hello);
         let connection = self.client.number;
         if hello.session_id == 0 {
-            let mut password = [0; PASSWORD_LENGTH];
-            service.entropy.fill(&mut password);
-            let counter = service.sessions_opened.fetch_add(1, Ordering::Relaxed);
-            let session = session_id(service.options.region.region, service.region.me(), counter)
-                .ok_or(End::Refused("this server must be restarted: it has opened all sessions it can"))?;
+            let (session, password) = self.new_session()?;
             self.stage = Stage::Opening { session, password, read_only: hello.read_only };
             return self
-                .submit(0, Some(session), |caller| {
+                .submit(None, Some(session), |caller| {
                     codec::encode(&Command::OpenSession { caller, session, connection, timeout_ms, password })
                 })
                 .await;
@@ -351,7 +467,7 @@ impl Connection {
             return Ok(());
         };
         self.stage = Stage::Opening { session, password, read_only: hello.read_only };
-        self.submit(0, Some(session), |caller| {
+        self.submit(None, Some(session), |caller| {
             codec::encode(&Command::MoveSession { caller, session, connection, password, timeout_ms })
         })
         .await
@@ -360,7 +476,7 @@ impl Connection {
     /// Hands a write to the region; its answer will come through the inbox.
     async fn submit(
         &mut self,
-        xid: i32,
+        xid: Option<i32>,
         opens: Option<i64>,
         build: impl FnOnce(crate::txn::Caller) -> Result<Vec<u8>, codec::CodecError>,
     ) -> Result<(), End> {
@@ -382,6 +498,34 @@ impl Connection {
         Ok(())
     }
 
+    /// Takes room for one more write of this server's clients; `None` if the write has to be held.
+    ///
+    /// Only who has no write under way waits here: those that hold room are never kept from giving it back.
+    async fn take_room(&mut self) -> Result<Option<Room>, End> {
+        let service = self.service.clone();
+        if let Ok(permit) = service.room.try_acquire() {
+            permit.forget();
+            return Ok(Some(Room::Taken));
+        }
+        if !self.outstanding.is_empty() {
+            return Ok(None);
+        }
+        let patience = service.options.throttled_wait.unwrap_or(Duration::MAX);
+        let client = self.client.clone();
+        tokio::select! {
+            biased;
+            () = client.closing() => Err(End::Server),
+            acquired = tokio::time::timeout(patience, service.room.acquire()) => Ok(Some(match acquired {
+                Ok(Ok(permit)) => {
+                    permit.forget();
+                    Room::Taken
+                }
+                // The semaphore is never closed: it took too long.
+                _ => Room::Denied,
+            })),
+        }
+    }
+
     /// Takes answers from the inbox and replies, in order, to the writes that they complete.
     fn take_answers(&mut self) -> Result<(), End> {
         if self.outstanding.is_empty() {
@@ -397,12 +541,17 @@ impl Connection {
         while self.outstanding.front().is_some_and(|o| o.answer.is_some())
             && let Some(Outstanding { xid, since, answer: Some(answer), .. }) = self.outstanding.pop_front()
         {
+            self.service.room.add_permits(usize::from(xid.is_some()));
             self.service.hub.metrics.outstanding.fetch_sub(1, Ordering::Relaxed);
-            self.take_events(answer.zxid);
+            if !mutant::is(Mutant::EventAfterReply) {
+                self.take_events(answer.zxid);
+            }
             if let Stage::Opening { session, password, read_only } = self.stage {
                 self.welcome(session, &password, read_only, &answer.outcome)?;
                 continue;
             }
+            // The opening of a session that was local so far concerns nobody else.
+            let Some(xid) = xid else { continue };
             reply_outcome(xid, answer.zxid, &answer.outcome, &mut self.output)?;
             self.tally.answered(self.now.saturating_sub(since));
         }
@@ -447,8 +596,8 @@ impl Connection {
         read_only: Option<bool>,
     ) -> Result<(), End> {
         let start = begin_frame(&mut self.output);
-        // The server is never in read-only mode; the byte is there if the client sent it.
-        let read_only = read_only.map(|_| false);
+        // The byte is there if the client sent it.
+        let read_only = read_only.map(|_| self.client.is_read_only());
         ConnectResponse { protocol_version: 0, timeout_ms, session_id, password, read_only }
             .encode(&mut self.output);
         Ok(finish_frame(start, &mut self.output)?)
@@ -464,6 +613,12 @@ impl Connection {
         if !proves && !self.service.options.authentication.suffices(&self.identities) {
             let required = ErrorCode::SessionClosedRequireSaslAuth;
             return Ok(self.alone(|this| this.refuse(header.xid, required, "none of those required")));
+        }
+        if self.client.is_read_only() && (is_write(op) || op == OpCode::Check) {
+            return Ok(self.alone(|this| this.write_read_only(header, op)));
+        }
+        if self.is_local && op == OpCode::CloseSession {
+            return Ok(self.alone(|this| this.close_locally(header.xid)));
         }
         let step = if is_write(op) {
             self.write(header, op, body).await?
@@ -509,27 +664,81 @@ impl Connection {
         }
         // What has no single orderer is refused where it is applied, in the region's own order.
         let orderer = route(&self.service.hub.view().state.mesh, &request).unwrap_or(None);
-        let waits = !self.outstanding.is_empty() && orderer != self.orderer
+        let switches = orderer != self.orderer && !mutant::is(Mutant::OrderersOvertake);
+        let waits = !self.outstanding.is_empty() && switches
             || self.outstanding.len() >= limits::CONNECTION_REQUESTS_MAX;
         if waits {
             return Ok(Step::Held);
         }
+        match self.take_room().await? {
+            Some(Room::Taken) => {}
+            Some(Room::Denied) => {
+                self.service.hub.metrics.throttled.fetch_add(1, Ordering::Relaxed);
+                self.reply_error(header.xid, ErrorCode::ThrottledOp);
+                return Ok(Step::Done);
+            }
+            None => return Ok(Step::Held),
+        }
+        let submitted = self.submit_write(header, orderer, &request, body).await;
+        if submitted.is_err() {
+            self.service.room.add_permits(1);
+        }
+        submitted.map(|()| Step::Done)
+    }
+
+    async fn submit_write(
+        &mut self,
+        header: RequestHeader,
+        orderer: Option<Orderer>,
+        request: &Request<'_>,
+        body: &[u8],
+    ) -> Result<(), End> {
         self.orderer = orderer;
+        if self.is_local && makes_ephemeral(request) {
+            self.upgrade().await?;
+        }
         let identities = self.encoded_identities.clone();
         let (session, connection) = (self.client.session(), self.client.number);
-        self.submit(header.xid, None, |caller| {
+        let is_local = self.is_local;
+        self.submit(Some(header.xid), None, |caller| {
             let identities = &identities;
-            codec::encode(&Command::Client(ClientRequest {
-                caller,
-                session,
-                connection,
-                identities,
-                op: header.op,
-                body,
-            }))
+            let request = ClientRequest { caller, session, connection, identities, op: header.op, body };
+            codec::encode(&if is_local { Command::LocalClient(request) } else { Command::Client(request) })
         })
-        .await?;
-        Ok(Step::Done)
+        .await
+    }
+
+    /// Makes a local session known to the region, if that is allowed: the request that needs it comes next.
+    async fn upgrade(&mut self) -> Result<(), End> {
+        if self.service.options.local_sessions != LocalSessionMode::Upgrading {
+            return Ok(());
+        }
+        let session = self.client.session();
+        let Some(password) = self.service.local_sessions.close(session) else {
+            return Err(End::Refused("the local session has expired"));
+        };
+        self.is_local = false;
+        let connection = self.client.number;
+        let timeout_ms = u32::try_from(self.client.timeout().as_millis()).unwrap_or(u32::MAX);
+        self.submit(None, Some(session), |caller| {
+            codec::encode(&Command::OpenSession { caller, session, connection, timeout_ms, password })
+        })
+        .await
+    }
+
+    /// Ends a session that only this server knows.
+    fn close_locally(&mut self, xid: i32) {
+        self.service.local_sessions.close(self.client.session());
+        self.reply_error(xid, ErrorCode::Ok);
+        self.stage = Stage::Last;
+    }
+
+    /// What is left of writes in read-only mode.
+    fn write_read_only(&mut self, header: RequestHeader, op: OpCode) {
+        if op == OpCode::CloseSession {
+            return self.close_locally(header.xid);
+        }
+        self.reply_error(header.xid, ErrorCode::NotReadOnly);
     }
 
     /// Answers a request that is no write. Nothing is outstanding.
@@ -576,7 +785,11 @@ impl Connection {
         };
         let view;
         let guard;
-        let view: &View = if let Some(path) = watched {
+        let view: &View = if let Some(path) = watched.filter(|_| mutant::is(Mutant::WatchAfterRead)) {
+            guard = service.hub.view();
+            watch_later(service.clone(), client.clone(), path, reader.watch_of(&guard, request));
+            &guard
+        } else if let Some(path) = watched {
             view = service.hub.watch(client, path, |view| reader.watch_of(view, request));
             &view
         } else {
@@ -699,6 +912,15 @@ impl Connection {
     fn take_events(&mut self, upto: i64) {
         self.client.take_events(upto, |frame| self.output.extend_from_slice(&frame));
     }
+}
+
+/// For [`Mutant::WatchAfterRead`].
+fn watch_later(service: Arc<Service>, client: Arc<Client>, path: &str, watch: Option<Watch>) {
+    let path = path.to_string();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        service.hub.watch(&client, &path, |_| watch);
+    });
 }
 
 fn is_write(op: OpCode) -> bool {

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::FixedState;
 use meridian_bridge::mesh::RegionId;
 use meridian_seam::clock::Clock;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::watch;
 use meridian_seam::{codec, limits};
 use meridian_wire::{
@@ -249,8 +250,10 @@ impl Hub {
                 let shared = view.state.orderer_of(path).is_some();
                 let since = watches.relative_zxid;
                 match recent.missed(&view.state.tree, path, watch, exists, since, shared) {
-                    Some(event) => missed.push((event, (*path).to_string())),
-                    None => table.add(client.number, path, watch),
+                    Some(event) if !mutant::is(Mutant::SetWatchesForgets) => {
+                        missed.push((event, (*path).to_string()));
+                    }
+                    _ => table.add(client.number, path, watch),
                 }
             }
         }

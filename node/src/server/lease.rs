@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use meridian_seam::mutant::{self, Mutant};
 use tokio::sync::Notify;
 
 use super::client::millis;
@@ -45,7 +46,8 @@ impl LeaseGate {
     /// The deadline, if a lease is needed.
     pub fn deadline(&self) -> Option<Duration> {
         let deadline_ms = self.deadline_ms.load(Ordering::Acquire);
-        (deadline_ms != FOREVER).then(|| Duration::from_millis(deadline_ms))
+        (deadline_ms != FOREVER && !mutant::is(Mutant::LeaseIgnored))
+            .then(|| Duration::from_millis(deadline_ms))
     }
 
     /// Whether the deadline is over.

@@ -16,6 +16,7 @@ pub struct Metrics {
     bytes_received: AtomicU64,
     bytes_sent: AtomicU64,
     pub(super) frames_refused: AtomicU64,
+    pub(super) throttled: AtomicU64,
     pub(super) handshakes_failed: AtomicU64,
     requests: AtomicU64,
     latency_us_total: AtomicU64,
@@ -127,6 +128,11 @@ impl Metrics {
     /// Frames whose length is above the limit, each of which has ended its connection.
     pub fn frames_refused(&self) -> u64 {
         self.frames_refused.load(Ordering::Relaxed)
+    }
+
+    /// Writes refused because they had waited for too long.
+    pub fn throttled(&self) -> u64 {
+        self.throttled.load(Ordering::Relaxed)
     }
 
     /// TLS handshakes that did not succeed.

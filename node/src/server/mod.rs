@@ -13,11 +13,13 @@ mod import;
 mod lease;
 mod listener;
 mod liveness;
+mod local_sessions;
 mod members;
 mod metrics;
 mod read;
 mod reaper;
 mod sasl;
+mod throttle;
 mod tls;
 mod words;
 
@@ -29,6 +31,7 @@ pub use import::IMPORT_TYPE;
 pub use lease::LeaseGate;
 pub use metrics::{Latency, Metrics};
 pub use reaper::Reaping;
+pub use throttle::{ThrottleOptions, Weights};
 pub use tls::{ClientCertificates, TlsOptions};
 pub use words::READ_ONLY_WORDS;
 
@@ -41,12 +44,16 @@ use std::time::Duration;
 
 use meridian_seam::net::{self, Listener};
 use meridian_seam::{Environment, limits};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::region::{Region, RegionConfig};
 use crate::txn::Policy;
 use connection::Service;
 use listener::{Door, Port, accept_clients};
+use local_sessions::LocalSessions;
+use throttle::Throttle;
 use tls::Tls;
 
 /// What a region server is started with.
@@ -86,6 +93,32 @@ pub struct ServerOptions {
     pub authentication: Authentication,
     /// TLS for clients.
     pub tls: Option<TlsOptions>,
+    /// Whether a server that is cut off from the others serves reads to clients that ask for no more
+    /// (`readonlymode.enabled`).
+    pub read_only_mode: bool,
+    /// Sessions that only their server knows.
+    pub local_sessions: LocalSessionMode,
+    /// How many sessions may be opened at a time.
+    pub throttle: ThrottleOptions,
+    /// Writes of this server's clients under way at a time (`globalOutstandingLimit`): beyond it clients wait.
+    pub outstanding_max: usize,
+    /// A write that has waited so long for its turn is refused with throttledOp (`throttledOpWaitTime`); without
+    /// it writes wait.
+    pub throttled_wait: Option<Duration>,
+}
+
+/// Whether clients get sessions that only their server knows (`localSessionsEnabled`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalSessionMode {
+    /// The region knows every session.
+    #[default]
+    Off,
+    /// They do, and can't make ephemerals.
+    Only,
+    /// They do until they make an ephemeral: then the region gets to know the session
+    /// (`localSessionsUpgradingEnabled`).
+    Upgrading,
 }
 
 /// A running region server.
@@ -119,6 +152,11 @@ impl ServerOptions {
             policy: Policy::default(),
             authentication: Authentication::default(),
             tls: None,
+            read_only_mode: false,
+            local_sessions: LocalSessionMode::Off,
+            throttle: ThrottleOptions::default(),
+            outstanding_max: limits::SERVER_WRITES_MAX,
+            throttled_wait: None,
         }
     }
 
@@ -180,6 +218,9 @@ impl Server {
         let service = Arc::new(Service {
             hub,
             region,
+            local_sessions: LocalSessions::default(),
+            throttle: Mutex::new(Throttle::new(options.throttle)),
+            room: Semaphore::new(options.outstanding_max.clamp(1, limits::SERVER_WRITES_MAX)),
             options,
             entropy: environment.entropy.clone(),
             listening: client_address,

@@ -86,8 +86,11 @@ pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> Str
     out
 }
 
-/// `leader`, `follower`, `observer` or `standalone`.
+/// `leader`, `follower`, `observer`, `standalone` or `read-only`.
 pub(super) fn mode(service: &Service) -> &'static str {
+    if service.is_read_only() {
+        return "read-only";
+    }
     let leadership = *service.region.leadership().borrow();
     let roster = service.region.roster();
     if roster.voters.len() + roster.learners.len() == 1 && leadership.is_me {
@@ -161,7 +164,9 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
         ("ephemerals_count", view.state.tree.ephemeral_count() as f64),
         ("approximate_data_size", view.state.tree.data_bytes() as f64),
         ("global_sessions", view.state.sessions.len() as f64),
-        ("local_sessions", 0.0),
+        ("local_sessions", service.local_sessions.len() as f64),
+        ("connection_drop_probability", service.throttle.lock().drop_share()),
+        ("throttled_ops", hub.metrics.throttled() as f64),
         ("uptime", hub.now().as_millis() as f64),
         ("quorum_size", roster.voters.len() as f64),
     ];

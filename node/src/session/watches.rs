@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_wire::EventType;
 
 use crate::tree::{Tree, split_path};
@@ -129,7 +130,7 @@ impl<H> WatchTable<H> {
             if let Some(watcher) = self.watchers.get(connection) {
                 fire(&watcher.handle);
             }
-            if index < direct {
+            if index < direct && !mutant::is(Mutant::WatchStays) {
                 self.forget(path, *connection, fires & ONCE);
             }
         }

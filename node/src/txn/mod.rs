@@ -21,7 +21,8 @@ mod state;
 mod tests;
 
 pub use state::{
-    Answer, ClosedSession, Effects, Me, Owner, Position, Session, Sessions, State, route, sessions_of_region,
+    Answer, ClosedSession, Effects, Me, Owner, Position, Session, Sessions, State, makes_ephemeral, route,
+    sessions_of_region,
 };
 
 use std::sync::Arc;
@@ -131,6 +132,8 @@ pub enum Command<'a> {
     SetPolicy(Policy),
     /// Takes znodes of another ensemble over.
     Import(import::Import),
+    /// A write of a client whose session only its server knows.
+    LocalClient(ClientRequest<'a>),
 }
 
 /// What the servers of a region must agree on to judge requests alike. The leader's configuration counts, as in

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imbl::OrdSet;
 use meridian_bridge::mesh::{Mesh, SubtreeId};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, Stat, perms};
 use meridian_wire::{validate_path, validate_sequential_path};
 
@@ -102,8 +103,10 @@ fn apply_multi(
             }
             Ok(result) => results.push(result),
             Err(error) => {
-                *tree = before;
-                events.truncate(events_before);
+                if !mutant::is(Mutant::HalfMulti) {
+                    *tree = before;
+                    events.truncate(events_before);
+                }
                 return Outcome::ok(Reply::Multi(failed_multi(operations.len(), index, error)));
             }
         }
@@ -183,7 +186,11 @@ fn create_znode(
     permit(context, parent, perms::CREATE)?;
     let path: Arc<str> = if mode.is_sequential() {
         validate_sequential_path(create.path).map_err(|_| ErrorCode::BadArguments)?;
-        format!("{}{:010}", create.path, parent.times.cversion).into()
+        let number = match mutant::is(Mutant::SequenceFromChildCount) {
+            true => i32::try_from(parent.children.len()).unwrap_or(i32::MAX),
+            false => parent.times.cversion,
+        };
+        format!("{}{number:010}", create.path).into()
     } else {
         validate_path(create.path).map_err(|_| ErrorCode::BadArguments)?;
         create.path.into()

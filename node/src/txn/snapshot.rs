@@ -14,6 +14,7 @@ use meridian_bridge::mesh::{Mesh, Orderer, SubtreeId};
 use meridian_bridge::state::{Federation, GlobalEntry, Order, Outbox, Pending, Staging};
 use meridian_seam::codec::{self, CodecError};
 use meridian_seam::limits;
+use meridian_seam::mutant::{self, Mutant};
 use meridian_wire::EventType;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -160,6 +161,9 @@ impl SubtreeSnapshot {
             };
             znodes.extend(batch.into_iter().map(ZnodeRecord::into_znode));
         }
+        if mutant::is(Mutant::DeletionOnEmptySource) {
+            return Ok(Self { orderer, order, znodes });
+        }
         if znodes.len() as u64 != count {
             return Err(SnapshotError::Incomplete("znodes are missing"));
         }
@@ -263,6 +267,24 @@ enum RegionRecord {
 /// # Errors
 /// If the writer fails.
 pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotError> {
+    if mutant::is(Mutant::SnapshotIncomplete) {
+        return write_whole_region(&without_the_newest_znode(state), out);
+    }
+    write_whole_region(state, out)
+}
+
+/// For [`Mutant::SnapshotIncomplete`].
+fn without_the_newest_znode(state: &State) -> State {
+    let mut state = state.clone();
+    let leaves = state.tree.iter().filter(|(_, znode)| znode.children.is_empty());
+    let newest = leaves.max_by_key(|(path, znode)| (znode.times.czxid, path.to_string()));
+    if let Some(path) = newest.map(|(path, _)| path.clone()) {
+        state.tree.delete(&path, 0);
+    }
+    state
+}
+
+fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotError> {
     let federation = &state.federation;
     let mut small = federation.clone();
     small.global.log = imbl::OrdMap::new();

@@ -7,6 +7,7 @@ use foldhash::fast::FixedState;
 use imbl::{GenericHashMap, OrdMap, OrdSet};
 use meridian_bridge::mesh::{LOCAL, Mesh, Orderer, RegionId};
 use meridian_bridge::state::{self as federation, Caller, Content, Delivery, Federation};
+use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits};
 use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, PASSWORD_LENGTH, Request, perms};
 use serde::{Deserialize, Serialize};
@@ -249,6 +250,11 @@ impl Apply<'_, '_> {
                     self.client(&request);
                 }
             }
+            Command::LocalClient(request) => {
+                if self.admit(request.caller) {
+                    self.local_client(&request);
+                }
+            }
             Command::OpenSession { caller, session, connection, timeout_ms, password } => {
                 if self.admit(caller) {
                     self.open_session(caller, session, connection, timeout_ms, password);
@@ -306,7 +312,10 @@ impl Apply<'_, '_> {
         let (boot, last) = self.state.cursors.get(&caller.server).copied().unwrap_or((0, 0));
         let next = match caller.boot.cmp(&boot) {
             std::cmp::Ordering::Less => false,
-            std::cmp::Ordering::Equal => caller.sequence == last + 1,
+            std::cmp::Ordering::Equal => {
+                caller.sequence == last + 1
+                    || mutant::is(Mutant::ResentWriteApplied) && caller.sequence <= last
+            }
             std::cmp::Ordering::Greater => caller.sequence == 1,
         };
         if next {
@@ -369,7 +378,9 @@ impl Apply<'_, '_> {
         };
         let refusal = match self.state.sessions.get(&request.session) {
             None => Some(ErrorCode::SessionExpired),
-            Some(session) if session.owner != owner => Some(ErrorCode::SessionMoved),
+            Some(session) if session.owner != owner && !mutant::is(Mutant::SessionMovedUnchecked) => {
+                Some(ErrorCode::SessionMoved)
+            }
             Some(_) => None,
         };
         if let Some(error) = refusal {
@@ -383,17 +394,38 @@ impl Apply<'_, '_> {
             // Servers check before they propose; this is a request from a newer build.
             return self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError));
         };
-        if let Request::Reconfig { joining, leaving, new_members, config_id } = decoded {
+        self.judge(request, &decoded);
+    }
+
+    /// A write of a session that only its server knows: it can't own anything.
+    fn local_client(&mut self, request: &ClientRequest<'_>) {
+        self.state.next_zxid();
+        let decoded = OpCode::try_from(request.op).and_then(|op| Request::decode(op, request.body));
+        match decoded {
+            Ok(decoded) if makes_ephemeral(&decoded) => {
+                self.answer(request.caller, Outcome::error(ErrorCode::EphemeralOnLocalSession));
+            }
+            Ok(decoded) => self.judge(request, &decoded),
+            Err(_) => self.answer(request.caller, Outcome::error(ErrorCode::MarshallingError)),
+        }
+    }
+
+    /// Applies a write of a client that may write, or hands it to its orderer.
+    fn judge(&mut self, request: &ClientRequest<'_>, decoded: &Request<'_>) {
+        if let Request::Reconfig { joining, leaving, new_members, config_id } = *decoded {
             let asked = ensemble::Request { joining, leaving, new_members, version: config_id };
             return self.change_members(request, &asked);
         }
-        if let Err(outcome) = self.state.policy.admits(&decoded) {
+        if let Err(outcome) = self.state.policy.admits(decoded) {
             return self.answer(request.caller, outcome);
         }
-        match route(&self.state.mesh, &decoded) {
+        match route(&self.state.mesh, decoded) {
             Err(error) => self.answer(request.caller, Outcome::error(error)),
-            Ok(None) => self.apply_local(request, &decoded),
-            Ok(Some(orderer)) => self.apply_shared(request, &decoded, orderer),
+            Ok(None) => self.apply_local(request, decoded),
+            Ok(_) if matches!(decoded, Request::Sync { .. }) && mutant::is(Mutant::SyncUnordered) => {
+                self.apply_local(request, decoded)
+            }
+            Ok(Some(orderer)) => self.apply_shared(request, decoded, orderer),
         }
     }
 
@@ -572,7 +604,7 @@ impl Apply<'_, '_> {
             // The session has ended: what it asked for before (the deletion of its lock, say) must not hit what
             // others have made since.
             Ok(SharedRequest::Client { lease_epoch, may_own: true, .. })
-                if lease_epoch != place.lease_epoch =>
+                if lease_epoch != place.lease_epoch && !mutant::is(Mutant::StaleLeaseEpoch) =>
             {
                 Outcome::error(ErrorCode::SessionExpired)
             }
@@ -649,7 +681,11 @@ impl Apply<'_, '_> {
     fn close_session(&mut self, session: i64, asked_by: Option<Caller>) {
         let Some(closed) = self.state.sessions.remove(&session) else { return };
         let zxid = self.state.zxid;
-        self.on_tree(|tree, events| request::remove_ephemerals(tree, session, zxid, |s| s == LOCAL, events));
+        if !mutant::is(Mutant::EphemeralStays) {
+            self.on_tree(|tree, events| {
+                request::remove_ephemerals(tree, session, zxid, |s| s == LOCAL, events);
+            });
+        }
         let bytes = Bytes::from(codec::encode(&SharedRequest::CloseSession { session }).unwrap_or_default());
         let mut to_answer = asked_by;
         // The global group comes first in the set's order.
@@ -765,7 +801,8 @@ pub fn route(mesh: &Mesh, request: &Request<'_>) -> Result<Option<Orderer>, Erro
     if orderers.all(|o| o == first) { Ok(first) } else { Err(ErrorCode::BadArguments) }
 }
 
-fn makes_ephemeral(request: &Request<'_>) -> bool {
+/// Whether a request would make ephemerals.
+pub fn makes_ephemeral(request: &Request<'_>) -> bool {
     let ephemeral = |c: &Create<'_>| CreateMode::try_from(c.flags).is_ok_and(CreateMode::is_ephemeral);
     match request {
         Request::Create(create) | Request::Create2(create) => ephemeral(create),

@@ -702,3 +702,20 @@ fn a_quota_of_a_shared_subtree_is_kept_by_the_region_that_asks() {
     assert_eq!(a.quota_stats("/global"), "count=3,bytes=2", "others have quotas of their own");
     assert_equal(&[a, b], 1);
 }
+
+#[test]
+fn sequence_numbers_run_over_as_zookeepers_do() {
+    let mut a = Region::new(1);
+    a.create("/p", 0);
+    a.state.tree.change("/p", |znode| znode.times.cversion = i32::MAX);
+    a.answers();
+    for _ in 0..3 {
+        a.create("/p/n", SEQUENTIAL);
+    }
+    let path = |answer: Answer| match answer.outcome.reply {
+        Reply::Path(path) => path.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let paths: Vec<String> = a.answers().into_iter().map(path).collect();
+    assert_eq!(paths, ["/p/n2147483647", "/p/n-2147483648", "/p/n-2147483647"]);
+}

@@ -6,8 +6,14 @@ mod raw;
 mod region;
 
 mod authentication;
+mod disk;
+mod edge_cases;
+mod hostile;
+mod limits;
+mod local_sessions;
 mod members;
 mod protocol;
+mod read_only;
 mod sessions;
 mod shared;
 mod tls;

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use meridian_node::txn::ensemble::{Member, Members, Role};
+use meridian_wire::{AuthPacket, ErrorCode, OpCode, Request, Response};
 use zookeeper_client as zk;
 
+use crate::raw::RawClient;
 use crate::region::{TestRegion, eventually};
 
 async fn client(addresses: &str) -> zk::Client {
@@ -111,4 +113,106 @@ async fn voters_that_are_not_there_are_refused() {
     assert!(refused.to_string().contains("up to date"), "{refused}");
     let client = client(&region.addresses()).await;
     client.create("/goes-on", b"", &open()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_may_change_the_members() {
+    let region = TestRegion::start(1, 0).await;
+    let change = |joining| Request::Reconfig {
+        joining: Some(joining),
+        leaving: None,
+        new_members: None,
+        config_id: -1,
+    };
+    let joining = "server.9=127.0.0.1:9999:9998:observer;127.0.0.1:9997";
+
+    let mut client = RawClient::connect(region.address(1)).await;
+    assert_eq!(client.call(&change(joining)).await.0.error, ErrorCode::ReconfigDisabled);
+    let region = TestRegion::with(1, 0, |options| {
+        options.reconfig_enabled = true;
+        options.authentication.super_digest = Some("super:D/InIHSb7yEEbrWz8b9l71RjZJU=".into());
+    })
+    .await;
+
+    let mut client = RawClient::connect(region.address(1)).await;
+    eventually("the members are agreed on", async || {
+        !region.server(1).region().view().state.ensemble.members.is_empty()
+    })
+    .await;
+    assert_eq!(client.call(&change(joining)).await.0.error, ErrorCode::NoAuth);
+    let auth = Request::Auth(AuthPacket { kind: 0, scheme: "digest", auth: b"super:test" });
+    assert_eq!(client.call(&auth).await.0.error, ErrorCode::Ok);
+    for bad in ["server.9", "server.9=127.0.0.1:1", "server.x=a:1:2;3"] {
+        assert_eq!(client.call(&change(bad)).await.0.error, ErrorCode::BadArguments, "{bad}");
+    }
+    // An observer need not be there yet.
+    let (header, body) = client.call(&change(joining)).await;
+    assert_eq!(header.error, ErrorCode::Ok);
+    let Ok(Response::Data { data: Some(config), stat }) = Response::decode(OpCode::Reconfig, &body) else {
+        panic!("no configuration")
+    };
+    let config = String::from_utf8(config.to_vec()).unwrap();
+    assert!(config.contains(joining), "{config}");
+    let version = i64::from_str_radix(config.rsplit_once('=').unwrap().1, 16).unwrap();
+    assert_eq!(stat.mzxid, version);
+    assert_eq!(client.get("/zookeeper/config", false).await.unwrap(), config.as_bytes());
+
+    let stale =
+        Request::Reconfig { joining: None, leaving: Some("9"), new_members: None, config_id: version + 1 };
+    assert_eq!(client.call(&stale).await.0.error, ErrorCode::BadVersion);
+    let removal =
+        Request::Reconfig { joining: None, leaving: Some("9"), new_members: None, config_id: version };
+    assert_eq!(client.call(&removal).await.0.error, ErrorCode::Ok);
+    // A voter that is not there would leave no quorum.
+    let absent = "server.7=127.0.0.1:9:9;127.0.0.1:9";
+    assert_eq!(client.call(&change(absent)).await.0.error, ErrorCode::NewConfigNoQuorum);
+    assert_eq!(client.set("/zookeeper/config", b"").await, ErrorCode::Ok, "a super user may");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_under_load_loses_no_write_no_session_and_no_event() {
+    let mut region = TestRegion::start(3, 1).await;
+    // Clients of the server that stays; the others only carry the writes.
+    let writer = client(&region.address(4).to_string()).await;
+    let watcher = client(&region.address(4).to_string()).await;
+    writer.create("/counter", b"0", &open()).await.unwrap();
+    let ephemeral = zk::CreateMode::Ephemeral.with_acls(zk::Acls::anyone_all());
+    writer.create("/alive", b"", &ephemeral).await.unwrap();
+    let mut events = watcher.watch("/counter", zk::AddWatchMode::Persistent).await.unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let writing = tokio::spawn(async move {
+        let mut version = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            // Versions are expected, so that a write that is lost or repeated is an error.
+            let stat = writer.set_data("/counter", b"n", Some(version)).await.unwrap();
+            version = stat.version;
+        }
+        (writer, version)
+    });
+    for server in 1..=3 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        region.stop(server).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        region.start_server(server).await;
+        eventually("it has caught up", async || {
+            let newest = region.server(4).region().view().state.zxid;
+            region.server(server).region().view().state.zxid >= newest - 1_000
+                && region.server(server).region().leadership().borrow().leader.is_some()
+        })
+        .await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (writer, version) = writing.await.unwrap();
+    assert!(version > 10, "{version} writes");
+    assert_eq!(writer.get_data("/counter").await.unwrap().1.version, version);
+    assert!(writer.check_stat("/alive").await.unwrap().is_some(), "the session went on");
+    for expected in 1..=version {
+        let event = tokio::time::timeout(Duration::from_secs(10), events.changed()).await;
+        assert_eq!(
+            event.unwrap().event_type,
+            zk::EventType::NodeDataChanged,
+            "event {expected} of {version}"
+        );
+    }
 }

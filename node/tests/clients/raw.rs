@@ -21,6 +21,8 @@ pub(crate) struct RawClient {
     pub(crate) session: i64,
     pub(crate) password: Vec<u8>,
     pub(crate) timeout_ms: i32,
+    /// Whether the server says that it serves reads alone.
+    pub(crate) read_only: bool,
     /// Watch events that came before the replies that were asked for.
     pub(crate) events: Vec<(i64, meridian_wire::EventType, String)>,
 }
@@ -50,6 +52,11 @@ impl RawClient {
         Self::connect_over(Box::new(TcpStream::connect(address).await?), hello).await
     }
 
+    /// Whether the server turns a client away.
+    pub(crate) async fn connect_fails(address: SocketAddr, hello: &Hello) -> bool {
+        Self::try_connect(address, hello).await.is_err()
+    }
+
     /// Connects over a stream that stands already.
     pub(crate) async fn connect_over(stream: BoxStream, hello: &Hello) -> io::Result<Self> {
         let mut client = Self {
@@ -59,6 +66,7 @@ impl RawClient {
             session: 0,
             password: Vec::new(),
             timeout_ms: 0,
+            read_only: false,
             events: Vec::new(),
         };
         let mut out = BytesMut::new();
@@ -80,6 +88,7 @@ impl RawClient {
         client.session = reply.session_id;
         client.password = reply.password.to_vec();
         client.timeout_ms = reply.timeout_ms;
+        client.read_only = reply.read_only == Some(true);
         Ok(client)
     }
 

@@ -66,6 +66,11 @@ impl TestRegion {
         self.servers.insert(server, started);
     }
 
+    /// Takes over a server that was started with [`TestRegion::options`].
+    pub(crate) fn insert(&mut self, server: u64, started: Server) {
+        self.servers.insert(server, started);
+    }
+
     /// What a server is started with.
     pub(crate) fn options(&self, server: u64) -> ServerOptions {
         let addresses = self.voters.iter().chain(&self.observers);

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use rand::Rng;
 
 use super::{Event, State, Wires, host_of};
 
@@ -34,6 +35,10 @@ impl Wires {
 }
 
 impl State {
+    fn is_duplicated(&mut self) -> bool {
+        self.duplication > 0.0 && self.random.random_bool(self.duplication)
+    }
+
     pub(super) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         if self.is_cut(host_of(from), host_of(to)) {
             return;
@@ -71,9 +76,12 @@ impl AsyncUdpSocket for BoundSocket {
             if state.loses(from, to) {
                 continue;
             }
-            let due_ms = state.now_ms + state.delay_ms(from, to);
-            let (from, to) = (self.address, transmit.destination);
-            state.schedule(due_ms, Event::Datagram { from, to, bytes: bytes.to_vec() });
+            let copies = if state.is_duplicated() { 2 } else { 1 };
+            for _ in 0..copies {
+                let due_ms = state.now_ms + state.delay_ms(from, to);
+                let (from, to) = (self.address, transmit.destination);
+                state.schedule(due_ms, Event::Datagram { from, to, bytes: bytes.to_vec() });
+            }
         }
         Ok(())
     }

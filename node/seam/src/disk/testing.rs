@@ -151,6 +151,11 @@ impl MemoryDisk {
         found
     }
 
+    /// The sum of all file lengths.
+    pub fn used_bytes(&self) -> u64 {
+        self.state.lock().used_bytes()
+    }
+
     /// The readable content of a file.
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state.lock();

@@ -1,0 +1,375 @@
+//! `meridian-bench scale`: what many znodes, sessions and watches cost an ensemble.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use bytes::BytesMut;
+use clap::{Args, ValueEnum};
+use meridian_wire::{
+    ConnectRequest, ConnectResponse, ErrorCode, PASSWORD_LENGTH, ReplyHeader, Request, begin_frame,
+    cut_frame, finish_frame, xid,
+};
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::client::{Client, create};
+use crate::ensemble::Ensemble;
+use crate::mesh::meridian_program;
+use crate::table::Table;
+
+/// Requests under way on a connection while much is written.
+const OUTSTANDING: usize = 256;
+/// Connections that write znodes or hold watches.
+const CONNECTIONS: usize = 30;
+/// Idle sessions are told to be alive so often: well within the longest timeout of either system.
+const PING_INTERVAL: Duration = Duration::from_secs(8);
+/// Memory is read when it has come to rest.
+const REST: Duration = Duration::from_secs(5);
+/// Connections from one source address: there are not more ports.
+const CONNECTIONS_PER_SOURCE: usize = 20_000;
+/// Nothing takes so long on a machine that can do it at all.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+const EXAMPLES: &str = "\
+Examples:
+  meridian-bench scale
+      A million znodes, 100,000 sessions that all watch one znode, ten million watches; for both systems.
+  meridian-bench scale --what znodes --znodes 100000 --only-meridian --json
+  ulimit -n 400000 && meridian-bench scale --what sessions
+
+Needs three file descriptors for each session, and memory for both sides of each connection.";
+
+/// Measures memory and restarts with many znodes, sessions and watches
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ScaleArgs {
+    /// ZooKeeper: its jar, its zkServer.sh, or the directory of a distribution
+    #[arg(long, value_name = "PATH", default_value = "/usr/share/java/zookeeper.jar")]
+    zookeeper: PathBuf,
+    /// The `meridian` program, if not the one next to this one
+    #[arg(long, value_name = "PATH")]
+    meridian: Option<PathBuf>,
+    /// Leave ZooKeeper out
+    #[arg(long)]
+    only_meridian: bool,
+    /// What there is much of
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "znodes,sessions,watches")]
+    what: Vec<What>,
+    /// Znodes of 100 bytes
+    #[arg(long, default_value_t = 1_000_000)]
+    znodes: usize,
+    /// Sessions, over all servers; each watches the same znode
+    #[arg(long, default_value_t = 100_000)]
+    sessions: usize,
+    /// Watches of as many paths, over a few connections
+    #[arg(long, default_value_t = 10_000_000)]
+    watches: usize,
+    /// Where the data is kept, in a directory of its own that is removed at the end
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What there is much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Znodes: memory, restarts
+    Znodes,
+    /// Sessions that watch one znode: memory, time to tell all
+    Sessions,
+    /// Watches: memory
+    Watches,
+}
+
+/// One figure.
+#[derive(Debug, Serialize)]
+struct Figure {
+    system: &'static str,
+    figure: String,
+    value: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If an ensemble can't be started, or does not bear what is asked of it.
+pub async fn run(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
+    let program = meridian_program(args.meridian.as_deref())?;
+    let parent = args.data.clone().unwrap_or_else(std::env::temp_dir);
+    let mut figures = Vec::new();
+    for what in &args.what {
+        for is_meridian in [false, true] {
+            if !is_meridian && args.only_meridian {
+                continue;
+            }
+            let directory = tempfile::Builder::new().prefix("meridian-scale-").tempdir_in(&parent)?;
+            let ensemble = match is_meridian {
+                true => Ensemble::meridian(&program, directory.path())?,
+                false => Ensemble::zookeeper(&args.zookeeper, directory.path())?,
+            };
+            let mut scale = Scale { ensemble, figures: &mut figures };
+            let measured = timeout(PATIENCE, scale.measure(*what, args)).await;
+            scale.ensemble.stop().await;
+            measured.context("it took too long")??;
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&figures)?)
+    } else {
+        print(&figures)
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Scale<'f> {
+    ensemble: Ensemble,
+    figures: &'f mut Vec<Figure>,
+}
+
+impl Scale<'_> {
+    async fn measure(&mut self, what: What, args: &ScaleArgs) -> anyhow::Result<()> {
+        self.ensemble.wait_until_serving().await?;
+        match what {
+            What::Znodes => self.znodes(args.znodes).await,
+            What::Sessions => self.sessions(args.sessions).await,
+            What::Watches => self.watches(args.watches).await,
+        }
+    }
+
+    fn note(&mut self, figure: impl Into<String>, value: f64) {
+        let figure = figure.into();
+        eprintln!("{}: {figure}: {value:.1}", self.ensemble.name());
+        self.figures.push(Figure { system: self.ensemble.name(), figure, value });
+    }
+
+    /// The mean over the servers.
+    fn resident_bytes(&self) -> anyhow::Result<f64> {
+        let servers = self.ensemble.clients().len();
+        let all: anyhow::Result<Vec<u64>> = (0..servers).map(|s| self.ensemble.resident_bytes(s)).collect();
+        Ok(all?.iter().sum::<u64>() as f64 / servers as f64)
+    }
+
+    async fn znodes(&mut self, count: usize) -> anyhow::Result<()> {
+        let mut writers = JoinSet::new();
+        for writer in 0..CONNECTIONS {
+            let server = self.ensemble.clients()[writer % self.ensemble.clients().len()].clone();
+            writers.spawn(create_many(server, writer, count / CONNECTIONS));
+        }
+        while let Some(written) = writers.join_next().await {
+            written??;
+        }
+        sleep(REST).await;
+        let bytes = self.resident_bytes()?;
+        self.note(format!("{count} znodes of 100 bytes: resident, MB a server"), bytes / 1e6);
+        let leader = self.ensemble.leader().await.context("nobody leads")?;
+        let follower = (leader + 1) % self.ensemble.clients().len();
+        let started = Instant::now();
+        self.ensemble.restart(follower).await?;
+        self.ensemble.wait_for(follower).await?;
+        self.note("one server ready again, s", started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        self.ensemble.restart_all().await?;
+        self.ensemble.wait_until_serving().await?;
+        self.note("all servers ready again, s", started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    async fn sessions(&mut self, count: usize) -> anyhow::Result<()> {
+        let servers = self.ensemble.clients().to_vec();
+        let mut writer = Client::connect(&servers[0]).await?;
+        writer.call(&create("/watched", b"1")).await?.succeeded()?;
+        let before = self.resident_bytes()?;
+        let (groups, mut opening) = (CONNECTIONS, JoinSet::new());
+        let started = Instant::now();
+        for group in 0..groups {
+            opening.spawn(Idle::open(servers.clone(), group, count / groups));
+        }
+        let mut idle = Vec::new();
+        while let Some(opened) = opening.join_next().await {
+            idle.push(opened??);
+        }
+        let opened: usize = idle.iter().map(|idle| idle.streams.len()).sum();
+        self.note(
+            format!("{opened} sessions opened a second"),
+            opened as f64 / started.elapsed().as_secs_f64(),
+        );
+        sleep(REST).await;
+        let per_server = opened as f64 / servers.len() as f64;
+        let bytes = (self.resident_bytes()? - before) / per_server;
+        self.note("a connected session that watches: bytes at its server", bytes);
+        let mut told = JoinSet::new();
+        let started = Instant::now();
+        writer
+            .call(&Request::SetData { path: "/watched", data: Some(b"2"), version: -1 })
+            .await?
+            .succeeded()?;
+        for idle in idle {
+            told.spawn(idle.until_told());
+        }
+        while let Some(told) = told.join_next().await {
+            told??;
+        }
+        self.note("all watchers told, s", started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    async fn watches(&mut self, count: usize) -> anyhow::Result<()> {
+        let before = self.resident_bytes()?;
+        let mut watchers = JoinSet::new();
+        for watcher in 0..CONNECTIONS {
+            let server = self.ensemble.clients()[watcher % self.ensemble.clients().len()].clone();
+            watchers.spawn(watch_many(server, watcher, count / CONNECTIONS));
+        }
+        let mut clients = Vec::new();
+        while let Some(watching) = watchers.join_next().await {
+            clients.push(watching??);
+        }
+        sleep(REST).await;
+        let per_server = count as f64 / self.ensemble.clients().len() as f64;
+        let bytes = (self.resident_bytes()? - before) / per_server;
+        self.note(format!("{count} watches of as many paths: bytes each"), bytes);
+        Ok(())
+    }
+}
+
+async fn create_many(server: String, writer: usize, count: usize) -> anyhow::Result<()> {
+    let mut client = Client::connect(&server).await?;
+    let parent = format!("/scale-{writer}");
+    client.call(&create(&parent, b"")).await?.succeeded()?;
+    for i in 0..count {
+        client.submit(&create(&format!("{parent}/{i:09}"), &[b'z'; 100]))?;
+        while client.outstanding() >= OUTSTANDING {
+            client.next_reply().await?.succeeded()?;
+        }
+    }
+    while client.outstanding() > 0 {
+        client.next_reply().await?.succeeded()?;
+    }
+    client.close().await?;
+    Ok(())
+}
+
+async fn watch_many(server: String, watcher: usize, count: usize) -> anyhow::Result<Client> {
+    let mut client = Client::connect(&server).await?;
+    for i in 0..count {
+        client.submit(&Request::Exists { path: &format!("/watched-{watcher}/{i:09}"), watch: true })?;
+        while client.outstanding() >= OUTSTANDING {
+            let reply = client.next_reply().await?;
+            ensure!(reply.header.error == ErrorCode::NoNode, "exists answered {:?}", reply.header.error);
+        }
+    }
+    while client.outstanding() > 0 {
+        client.next_reply().await?;
+    }
+    Ok(client)
+}
+
+/// Sessions that do nothing but watch one znode.
+struct Idle {
+    streams: Vec<TcpStream>,
+}
+
+impl Idle {
+    async fn open(servers: Vec<String>, group: usize, count: usize) -> anyhow::Result<Self> {
+        let mut idle = Self { streams: Vec::with_capacity(count) };
+        let mut pinged = Instant::now();
+        for i in 0..count {
+            let number = group * count + i;
+            let server: SocketAddr = servers[number % servers.len()].parse()?;
+            let source = u8::try_from(2 + number / CONNECTIONS_PER_SOURCE).context("too many sessions")?;
+            idle.streams.push(open_watching(server, source).await?);
+            if pinged.elapsed() > PING_INTERVAL {
+                pinged = Instant::now();
+                idle.ping().await?;
+            }
+        }
+        Ok(idle)
+    }
+
+    async fn ping(&mut self) -> anyhow::Result<()> {
+        let mut frame = BytesMut::new();
+        Request::Ping.encode_frame(xid::PING, &mut frame)?;
+        let mut answers = [0; 4096];
+        for stream in &mut self.streams {
+            stream.write_all(&frame).await?;
+            // Answers to earlier ones: nobody needs them.
+            while stream.try_read(&mut answers).is_ok_and(|read| read > 0) {}
+        }
+        Ok(())
+    }
+
+    /// Waits until every session was told of the change.
+    async fn until_told(self) -> anyhow::Result<()> {
+        for mut stream in self.streams {
+            let mut input = BytesMut::new();
+            'session: loop {
+                while let Some(frame) = cut_frame(&mut input, 1 << 20)? {
+                    let (header, _) = ReplyHeader::decode(&frame)?;
+                    if header.xid == xid::NOTIFICATION {
+                        break 'session;
+                    }
+                }
+                if stream.read_buf(&mut input).await? == 0 {
+                    bail!("a session ended before it was told");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn open_watching(server: SocketAddr, source: u8) -> anyhow::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, source)), 0))?;
+    let mut stream = socket.connect(server).await?;
+    let mut output = BytesMut::new();
+    let start = begin_frame(&mut output);
+    let hello = ConnectRequest {
+        protocol_version: 0,
+        last_zxid_seen: 0,
+        timeout_ms: 40_000,
+        session_id: 0,
+        password: &[0; PASSWORD_LENGTH],
+        read_only: Some(false),
+    };
+    hello.encode(&mut output);
+    finish_frame(start, &mut output)?;
+    Request::GetData { path: "/watched", watch: true }.encode_frame(1, &mut output)?;
+    stream.write_all(&output).await?;
+    let mut input = BytesMut::new();
+    let mut frames = 0;
+    while frames < 2 {
+        ensure!(stream.read_buf(&mut input).await? > 0, "the server closed the connection");
+        while let Some(frame) = cut_frame(&mut input, 1 << 20)? {
+            frames += 1;
+            ensure!(frames > 1 || ConnectResponse::decode(&frame)?.session_id != 0, "no session");
+        }
+    }
+    Ok(stream)
+}
+
+fn print(figures: &[Figure]) {
+    let mut table = Table::new(["figure", "ZooKeeper", "Meridian", "Meridian / ZooKeeper"], 0);
+    let mut names: Vec<&str> = Vec::new();
+    figures.iter().for_each(|figure| {
+        if !names.contains(&figure.figure.as_str()) {
+            names.push(&figure.figure);
+        }
+    });
+    for name in names {
+        let of = |system| figures.iter().find(|f| f.figure == name && f.system == system).map(|f| f.value);
+        let (zookeeper, meridian) = (of("ZooKeeper"), of("Meridian"));
+        let cell = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.1}"));
+        let ratio = zookeeper.zip(meridian).map_or("-".into(), |(z, m)| format!("{:.2}", m / z));
+        table.row([name.into(), cell(zookeeper), cell(meridian), ratio]);
+    }
+    println!("{table}");
+}
