@@ -55,14 +55,14 @@ A scenario in TOML (the same keys in JSON; all but regions and rtt have defaults
   eu = 75
   [rtt.us-west]
   eu = 130
-Further keys: zones, providers, client_read_share, client_rtt, fsync, zone_rtt, dist, failure, designs, max_voters,
-max_per_region, max_per_region_default, witness, never_leader, preferred_leaders, must_vote, never_vote, weights, cost,
-traffic, session_timeout_ms, timing, current. A time is a number of ms, {p50, p99}, {histogram = base64 of an
-HdrHistogram V2 in us, or [[ms, count], ..]} or {samples = [ms, ..]}.
+Further keys: zones, providers, client_read_share, client_rtt, fsync, zone_rtt, dist, failure, designs, max_voters, \
+max_per_region, max_per_region_default, witness, never_leader, preferred_leaders, must_vote, never_vote, weights, \
+cost, traffic, session_timeout_ms, timing, current. A time is a number of ms, {p50, p99}, {histogram = base64 of \
+an HdrHistogram V2 in us, or [[ms, count], ..]} or {samples = [ms, ..]}.
 
 Exit codes: 0 a plan, or all fits; 1 the input is refused; 2 no layout meets the requirements.
-With --check also: 3 a timeout in use is too short for the round trips; 4 another layout lowers the objective by more
-than 10 % and 1 ms, or what runs misses a requirement; 5 both.";
+With --check also: 3 a timeout in use is too short for the round trips; 4 another layout lowers the objective by \
+more than 10 % and 1 ms, or what runs misses a requirement; 5 both.";
 
 /// What `--explain` without a layout explains.
 const BEST: &str = "best";
@@ -274,7 +274,8 @@ impl PlanArgs {
         if let Some(mesh) = &inputs.mesh {
             self.take_over_mesh(mesh, inputs, &mut scenario)?;
         }
-        let nothing_given = inputs.scenario.is_none() && base.is_empty() && measured.is_empty();
+        let nothing_given =
+            inputs.scenario.is_none() && self.matrix.is_none() && self.rtt.is_none() && self.live.is_none();
         if nothing_given {
             let matrix = matrix::default_regions();
             scenario.restrict(matrix.regions());
@@ -361,7 +362,10 @@ impl PlanArgs {
         } else {
             Vec::new()
         };
-        all.select(&items)?;
+        // Round trips that a scenario lacks are found missing pair by pair, later.
+        if !self.regions.is_empty() || !base.is_empty() {
+            all.select(&items)?;
+        }
         (scenario.matrix, scenario.measured) = (base.restrict(&items), measured.restrict(&items));
         if !self.regions.is_empty() || scenario.regions.is_empty() {
             let names: Vec<String> = items.iter().map(|item| name_and_source(item).0.to_owned()).collect();
@@ -386,7 +390,11 @@ fn layout(plan: &Plan, notation: &str) -> Result<Layout, Vec<Diagnostic>> {
 fn compare(plan: &Plan, a: &str, b: &str) -> Result<Answer, Vec<Diagnostic>> {
     let mut assessor = Assessor::new(&plan.world);
     let (a, b) = (assessor.assess(&layout(plan, a)?), assessor.assess(&layout(plan, b)?));
-    Ok(Answer { output: report::comparison(plan, &a, &b), ..Answer::default() })
+    let names = &plan.world.model.regions;
+    let doubts: Vec<Diagnostic> =
+        [&a, &b].into_iter().flat_map(|compared| scenario::about(&compared.layout, names)).collect();
+    let output = format!("{}{}", report::comparison(plan, &a, &b), report::findings(&doubts));
+    Ok(Answer { output, ..Answer::default() })
 }
 
 /// Whether what runs still fits.

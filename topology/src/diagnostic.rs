@@ -84,6 +84,9 @@ impl fmt::Display for Diagnostic {
 const EXCERPT_CHARS: usize = 110;
 const EXCERPT_LEAD_CHARS: usize = 30;
 
+/// Stands where a line is cut.
+const CUT: &str = "...";
+
 impl At {
     /// The part of the line around the place, tabs as spaces, and the place in it, from 0.
     fn excerpt(&self) -> (String, usize) {
@@ -91,7 +94,10 @@ impl At {
         let length = self.text.chars().count();
         let skipped = if length > EXCERPT_CHARS { before.saturating_sub(EXCERPT_LEAD_CHARS) } else { 0 };
         let shown = self.text.chars().skip(skipped).take(EXCERPT_CHARS);
-        (shown.map(|c| if c == '\t' { ' ' } else { c }).collect(), before - skipped)
+        let shown: String = shown.map(|c| if c == '\t' { ' ' } else { c }).collect();
+        let (head, tail) =
+            (if skipped > 0 { CUT } else { "" }, if length > skipped + EXCERPT_CHARS { CUT } else { "" });
+        (format!("{head}{shown}{tail}"), before - skipped + head.len())
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+pub(crate) use check::about;
 pub use place::Source;
 pub use read::{parse, parse_json, parse_toml};
 pub use world::{Ceilings, Running, World};
@@ -332,6 +333,13 @@ impl Scenario {
         self.failure.regions.retain(|name, _| kept(name));
         self.failure.common_causes.iter_mut().for_each(|cause| cause.regions.retain(kept));
         self.max_per_region.retain(|name, _| kept(name));
+        if let Some(current) = &mut self.current {
+            current.voters.retain(|name, _| kept(name));
+            current.observers.retain(|name, _| kept(name));
+        }
+        if self.current.as_ref().is_some_and(|current| !kept(&current.leader)) {
+            self.current = None;
+        }
         self.rtt.retain(|name, _| kept(name));
         self.rtt.values_mut().for_each(|row| row.retain(|name, _| kept(name)));
         for names in [

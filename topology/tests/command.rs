@@ -68,6 +68,9 @@ fn every_server_gets_its_configuration() {
 fn two_layouts_are_compared() {
     let arguments = "s.json --compare two:us-east=3,us-west=3,eu=1 flat:us-east=3,us-west=1,eu=1";
     check(arguments, example(), 0, expect_file!["expected/comparison.txt"]);
+    let doubtful =
+        run("s.json --compare flat:us-east=2,us-west=2 hier:us-east=3,us-west=3", example()).output;
+    assert!(doubtful.contains("[even-voters]") && doubtful.contains("[two-groups]"), "{doubtful}");
     let refused = run("s.json --compare two:us-eats=3 flat:us-east=1", example());
     assert_eq!(refused.status, 1);
     assert!(refused.complaint.contains("did you mean us-east?"), "{}", refused.complaint);
@@ -111,6 +114,17 @@ fn measured_round_trips_win_over_the_scenario() {
     );
     let plan = json("s.json --live a:1", Inputs { live, ..example() });
     assert_eq!(plan["layouts"][0]["commit_ms"], 41.0);
+}
+
+#[test]
+fn a_mesh_that_has_measured_nothing_is_not_planned_for() {
+    let mesh = live("us-east", "{}").mesh;
+    let answer =
+        run("--live a:1", Inputs { live: Some("{\"rtt\": []}".to_owned()), mesh, ..Inputs::default() });
+    assert_eq!(answer.status, 1, "{}", answer.output);
+    assert!(answer.complaint.contains("no-regions"), "{}", answer.complaint);
+    let part = run("--live a:1 --regions us-east,us-west --check", live("us-east", "{}"));
+    assert_eq!(part.complaint, "");
 }
 
 #[test]
@@ -182,6 +196,19 @@ fn a_check_exits_as_the_help_says() {
     );
     let answer = run("s.json --check", Inputs { scenario: Some(scenario), ..Inputs::default() });
     assert_eq!(answer.status, 4, "{}", answer.output);
+}
+
+#[test]
+fn what_runs_against_the_scenarios_limits_is_worth_a_change() {
+    let scenario = EXAMPLE.replace(
+        "\"require\"",
+        r#""current": {"design": "hier", "leader": "eu", "voters": {"us-east": 3, "us-west": 3, "eu": 3}}, "require""#,
+    );
+    let answer = run("s.json --check", Inputs { scenario: Some(scenario), ..Inputs::default() });
+    assert_eq!(answer.status, 4);
+    for text in ["3 voters in eu, not 1 or fewer", "eu leads, and must not"] {
+        assert!(answer.output.contains(text), "{}", answer.output);
+    }
 }
 
 #[test]

@@ -235,11 +235,18 @@ fn pairs_must_be_complete() {
     check_scenario(
         "regions = [\"a\", \"b\", \"c\"]\nrtt.a = { b = 10 }\n",
         expect![[r#"
-            error[unknown-region]: regions: c is not among the 2 regions of the matrix
-             --> s.toml:1:11
+            error[missing-pair]: rtt a - c: no round-trip time in either direction
+             --> s.toml:2:1
               |
-            1 | regions = ["a", "b", "c"]
-              |           ^^^^^^^^^^^^^^^
+            2 | rtt.a = { b = 10 }
+              | ^^^
+              help: give rtt.a.c in the scenario, or a line a,c,<ms> in a table, or leave one of them out
+            error[missing-pair]: rtt b - c: no round-trip time in either direction
+             --> s.toml:2:1
+              |
+            2 | rtt.a = { b = 10 }
+              | ^^^
+              help: give rtt.b.c in the scenario, or a line b,c,<ms> in a table, or leave one of them out
         "#]],
     );
     check_scenario(
@@ -250,7 +257,7 @@ fn pairs_must_be_complete() {
               |
             2 | rtt.a = { b = 10, c = 12 }
               | ^^^
-              help: add a line b,c,<ms> or leave one of the regions out
+              help: give rtt.b.c in the scenario, or a line b,c,<ms> in a table, or leave one of them out
         "#]],
     );
     check_scenario(
@@ -420,12 +427,12 @@ fn an_infeasible_scenario_says_what_would_have_to_give() {
     check_scenario(
         &with("").replace("survive_regions = 1", "survive_regions = 2"),
         expect![[r#"
-            warning[infeasible]: require: to lose 2 regions and keep a majority takes voters in 5 regions; 3 regions and 9 voters are allowed
+            warning[infeasible]: require: to lose any 2 regions and keep a majority takes voters in 5 regions; 3 regions and 9 voters are allowed
              --> s.toml:4:11
               |
             4 | require = { survive_regions = 2 }
               |           ^^^^^^^^^^^^^^^^^^^^^^^
-              help: least change: require.survive_regions from 2 to 1, then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
+              help: the least relaxation is require.survive_regions from 2 to 1: then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
         "#]],
     );
     check_scenario(
@@ -436,7 +443,7 @@ fn an_infeasible_scenario_says_what_would_have_to_give() {
               |
             4 | require = { survive_regions = 1, region_loss_plus_voters = 1 }
               |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-              help: least change: require.region_loss_plus_voters from 1 to 0, then flat:us-east=1,us-west=1,eu=1 at 97.8 ms
+              help: the least relaxation is require.region_loss_plus_voters from 1 to 0: then flat:us-east=1,us-west=1,eu=1 at 97.8 ms
         "#]],
     );
     check_scenario(
@@ -447,7 +454,7 @@ fn an_infeasible_scenario_says_what_would_have_to_give() {
               |
             4 | require = { survive_regions = 1 }
               |           ^^^^^^^^^^^^^^^^^^^^^^^
-              help: least change: never_leader from us-east to not us-east, then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
+              help: the least relaxation is never_leader from us-east to not us-east: then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
         "#]],
     );
     check_scenario(
@@ -458,7 +465,7 @@ fn an_infeasible_scenario_says_what_would_have_to_give() {
               |
             4 | require = { survive_regions = 1, leader_region_min_voters = 2 }
               |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-              help: least change: max_per_region_default from 1 to 2, then flat:us-east=2,us-west=2,eu=1 at 97.8 ms
+              help: the least relaxation is max_per_region_default from 1 to 2: then flat:us-east=2,us-west=2,eu=1 at 97.8 ms
         "#]],
     );
 }
@@ -797,13 +804,13 @@ fn a_bound_that_no_layout_meets_is_raised_as_little_as_possible() {
     check_scenario(
         &bounded("max_mean_write_ms = 80"),
         expect![[r#"
-        warning[infeasible]: require: none of 132 layouts (flat, hier, two) of at most 9 voters can lose any region and write on average within 80 ms
-         --> s.toml:4:11
-          |
-        4 | require = { survive_regions = 1, max_mean_write_ms = 80 }
-          |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-          help: least change: require.survive_regions from 1 to 0, then flat:us-east=1 at 35.8 ms
-    "#]],
+            warning[infeasible]: require: none of 132 layouts (flat, hier, two) of at most 9 voters can lose any region and write on average within 80 ms
+             --> s.toml:4:11
+              |
+            4 | require = { survive_regions = 1, max_mean_write_ms = 80 }
+              |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+              help: the least relaxation is require.survive_regions from 1 to 0: then flat:us-east=1 at 35.8 ms
+        "#]],
     );
     check_scenario(&bounded("max_write_ms = { eu = 100 }"), expect![[""]]);
     check_scenario(
@@ -814,18 +821,18 @@ fn a_bound_that_no_layout_meets_is_raised_as_little_as_possible() {
               |
             4 | require = { survive_regions = 1, max_after_loss_ms = 150, max_worst_write_ms = 120 }
               |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-              help: least change: require.max_after_loss_ms and require.max_worst_write_ms from 150 and 120 to 196.5 and 138.5, then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
+              help: the least relaxation is require.max_after_loss_ms and require.max_worst_write_ms from 150 and 120 to 196.5 and 138.5: then hier:us-east=3,us-west=3,eu=3 at 97.8 ms
         "#]],
     );
     check_scenario(
         &format!("cost.voter = 100\n{}", bounded("max_cost = 250")),
         expect![[r#"
-        warning[infeasible]: require: none of 132 layouts (flat, hier, two) of at most 9 voters can lose any region and cost a month within 250
-         --> s.toml:5:11
-          |
-        5 | require = { survive_regions = 1, max_cost = 250 }
-          |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-          help: least change: require.max_cost from 250 to 300, then flat:us-east=1,us-west=1,eu=1 at 97.8 ms
-    "#]],
+            warning[infeasible]: require: none of 132 layouts (flat, hier, two) of at most 9 voters can lose any region and cost a month within 250
+             --> s.toml:5:11
+              |
+            5 | require = { survive_regions = 1, max_cost = 250 }
+              |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+              help: the least relaxation is require.max_cost from 250 to 300: then flat:us-east=1,us-west=1,eu=1 at 97.8 ms
+        "#]],
     );
 }

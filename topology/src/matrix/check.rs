@@ -1,7 +1,7 @@
 //! What is wrong or doubtful about a matrix.
 
 use super::{Matrix, RoundTrip};
-use crate::diagnostic::{Code, Diagnostic};
+use crate::diagnostic::{Code, Diagnostic, nearest};
 use crate::latency::TIME_MAX_MS;
 
 /// Difference between the two directions, as a share of the longer, that is still taken for noise:
@@ -19,12 +19,13 @@ impl Matrix {
     /// detours over a third of them.
     pub fn check(&self, regions: &[String]) -> Vec<Diagnostic> {
         let mut diagnostics = Vec::new();
-        let known: Vec<&String> = regions.iter().filter(|name| self.index.contains_key(*name)).collect();
-        for region in regions {
-            if !self.index.contains_key(region) {
-                diagnostics.push(self.unknown_region(region));
-            }
-        }
+        // A name that is nearly one of the matrix is misspelt; another one has no round trips yet.
+        let known_names = || self.regions.iter().map(String::as_str);
+        let is_misspelt =
+            |name: &String| !self.index.contains_key(name) && nearest(name, known_names()).is_some();
+        diagnostics
+            .extend(regions.iter().filter(|name| is_misspelt(name)).map(|name| self.unknown_region(name)));
+        let known: Vec<&String> = regions.iter().filter(|name| !is_misspelt(name)).collect();
         for (i, a) in known.iter().enumerate() {
             for b in &known[i + 1..] {
                 diagnostics.extend(self.check_pair(a, b));
@@ -39,7 +40,9 @@ impl Matrix {
         match (self.direction(a, b), self.direction(b, a)) {
             (None, None) => Some(
                 Diagnostic::new(Code::MissingPair, place, "no round-trip time in either direction")
-                    .suggest(format!("add a line {a},{b},<ms> or leave one of the regions out")),
+                    .suggest(format!(
+                        "give rtt.{a}.{b} in the scenario, or a line {a},{b},<ms> in a table, or leave one of them out"
+                    )),
             ),
             (Some(there), Some(back)) => {
                 let (low, high) = (there.p50_ms.min(back.p50_ms), there.p50_ms.max(back.p50_ms));

@@ -1,5 +1,7 @@
 //! Why no layout fits, and what would have to give.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::Objective;
@@ -41,15 +43,19 @@ impl Infeasible {
     pub(super) fn diagnostic(&self) -> Diagnostic {
         let finding = Diagnostic::new(Code::Infeasible, "require", &self.reason);
         match self.relaxations.first() {
-            Some(least) => finding.suggest(format!(
-                "least change: {} from {} to {}, then {} at {:.1} ms",
-                least.key, least.from, least.to, least.layout, least.objective_ms
-            )),
+            Some(least) => finding.suggest(format!("the least relaxation is {least}")),
             None if self.relaxations_searched => {
                 finding.suggest("no change of one key helps, nor of two: add regions")
             }
             None => finding.suggest("too many layouts to search for the least change: name fewer regions"),
         }
+    }
+}
+
+impl fmt::Display for Relaxation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Relaxation { key, from, to, layout, objective_ms, .. } = self;
+        write!(f, "{key} from {from} to {to}: then {layout} at {objective_ms:.1} ms")
     }
 }
 
@@ -314,9 +320,13 @@ fn reason(scenario: &Scenario, world: &World) -> String {
     let leader_min = usize::from(world.space.leader_voters_min);
     if voting.min(voters_max) < needed {
         return format!(
-            "to lose {} regions and keep a majority takes voters in {needed} regions; {voting} regions and \
+            "to lose {} and keep a majority takes voters in {needed} regions; {voting} regions and \
              {voters_max} voters are allowed",
-            world.survive_regions
+            if world.survive_regions == 1 {
+                "any region".to_owned()
+            } else {
+                format!("any {} regions", world.survive_regions)
+            }
         );
     }
     if !world.space.may_lead.iter().any(|may| *may) {

@@ -339,3 +339,40 @@ fn counts(figures: &Figures) -> Counts {
 fn covers(a: &Counts, b: &Counts) -> bool {
     a.iter().zip(b).all(|(x, y)| x <= y)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix;
+    use crate::scenario::Scenario;
+
+    /// However little is looked at: no layout at all is below the bound, and none left out is better than
+    /// both the bound and what was found say.
+    #[test]
+    fn a_bounded_search_knows_how_far_it_may_be_off() {
+        let scenario = Scenario {
+            regions: matrix::builtin("aws").unwrap().regions()[..7].to_vec(),
+            matrix: matrix::builtin("aws").unwrap(),
+            max_voters: 7,
+            ..Scenario::default()
+        };
+        let (world, _) = scenario.world().unwrap();
+        for objective in [Objective::Mean, Objective::Worst, Objective::AfterLoss] {
+            let exact = Search::new(&world, objective, 1, &mut |_| {}).run();
+            let least_ms = exact.standings[0].figures.objective_ms;
+            assert!(exact.bound_ms.is_infinite());
+            let mut exhausted = 0;
+            for left in [1, 30, 300, 3000, 1_000_000] {
+                let mut report = |_| {};
+                let mut search = Search::new(&world, objective, 1, &mut report);
+                search.allowance = Allowance { left, ..Allowance::new(&world) };
+                search.walk();
+                let found_ms = search.best.first().map_or(f64::INFINITY, |best| best.figures.objective_ms);
+                assert!(found_ms >= least_ms - SAME_MS);
+                assert!(search.allowance.bound_ms.min(found_ms) <= least_ms + SAME_MS, "{objective} {left}");
+                exhausted += usize::from(search.allowance.bound_ms.is_finite());
+            }
+            assert!(exhausted > 0, "{objective}: nothing was left out");
+        }
+    }
+}

@@ -76,7 +76,7 @@ fn feasible(out: &mut String, plan: &Plan, best: &Assessment) -> std::fmt::Resul
         &drawing,
         &format!(
             "{kind}. A filled dot is a voter, an empty one an observer; the ring marks the leader's region. Heavy \
-             lines lead to the regions whose answers a write waits for."
+             lines lead to the regions whose answers a write waits for; times are round trips."
         ),
     )?;
     if let Some(forecast) = &plan.forecast {
@@ -158,19 +158,11 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) -> std::fmt:
 fn refusal(out: &mut String, infeasible: &Infeasible) -> std::fmt::Result {
     writeln!(
         out,
-        "<section class=\"answer none\">\n<p class=\"lead\">No layout fits: {}.</p>\n<ul>",
+        "<section class=\"answer none\">\n<p class=\"lead\">Infeasible because {}.</p>\n<p>Relaxations, the least first:</p>\n<ul>",
         Escaped(&infeasible.reason)
     )?;
     for relaxation in &infeasible.relaxations {
-        writeln!(
-            out,
-            "<li>{} from {} to {}: {} at {:.1} ms</li>",
-            Escaped(&relaxation.key),
-            Escaped(&relaxation.from),
-            Escaped(&relaxation.to),
-            Escaped(&relaxation.layout),
-            relaxation.objective_ms
-        )?;
+        writeln!(out, "<li>{}</li>", Escaped(&relaxation.to_string()))?;
     }
     writeln!(out, "</ul>\n</section>")
 }
@@ -187,7 +179,7 @@ fn figure(out: &mut String, title: &str, drawing: &str, caption: &str) -> std::f
 /// The figures behind the bars, and those after the leader has moved.
 fn situations(out: &mut String, plan: &Plan, forecast: &Forecast) -> std::fmt::Result {
     let names = &plan.world.model.regions;
-    let clients: Vec<usize> = plan.world.model.client_regions().collect();
+    let clients = chart::largest_clients(plan);
     let mut header = vec!["Writes".to_owned(), "leader".to_owned()];
     header.extend(clients.iter().map(|client| names[*client].clone()));
     header.push("mean".to_owned());

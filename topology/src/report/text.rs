@@ -226,8 +226,17 @@ pub(super) fn sentence(layout: &Layout, names: &[String]) -> String {
         some.join(", ")
     };
     let mut text = format!("{design}, led from {}; voters: {}", names[layout.leader], list(&layout.voters));
-    if layout.observers.iter().any(|count| *count > 0) {
-        let _ = write!(text, "; observers: {}", list(&layout.observers));
+    let mut observers: Vec<u8> = layout.observers.iter().copied().filter(|count| *count > 0).collect();
+    let regions = observers.len();
+    observers.dedup();
+    match observers.as_slice() {
+        [] => {}
+        [each] if regions > CLIENT_COLUMNS_MAX => {
+            let _ = write!(text, "; observers: {each} in each of {regions} other regions");
+        }
+        _ => {
+            let _ = write!(text, "; observers: {}", list(&layout.observers));
+        }
     }
     text
 }
@@ -279,19 +288,17 @@ fn regions(count: usize) -> String {
 }
 
 fn refusal(out: &mut String, infeasible: &Infeasible) {
-    line(out, format_args!("No layout fits: {}.", infeasible.reason));
-    if infeasible.relaxations.is_empty() && infeasible.relaxations_searched {
-        line(out, "  No change of one key helps, nor of two: add regions.");
-    }
-    for (i, relaxation) in infeasible.relaxations.iter().enumerate() {
-        let lead = if i == 0 { "Least change" } else { "or" };
-        line(
-            out,
-            format_args!(
-                "  {lead}: {} from {} to {}: {} at {:.1} ms",
-                relaxation.key, relaxation.from, relaxation.to, relaxation.layout, relaxation.objective_ms
-            ),
-        );
+    let Some((least, others)) = infeasible.relaxations.split_first() else {
+        let none = if infeasible.relaxations_searched {
+            "no change of one key helps, nor of two: add regions"
+        } else {
+            "there are too many layouts to search for the least relaxation: name fewer regions"
+        };
+        return line(out, format_args!("Infeasible because {}; {none}.", infeasible.reason));
+    };
+    line(out, format_args!("Infeasible because {}; the least relaxation is {least}.", infeasible.reason));
+    for other in others {
+        line(out, format_args!("  or {other}"));
     }
 }
 

@@ -5,6 +5,8 @@ mod limits;
 
 use std::collections::BTreeMap;
 
+pub(crate) use design::about;
+
 use super::{Scenario, Time};
 use crate::diagnostic::{Code, Diagnostic, nearest};
 use crate::latency::TIME_MAX_MS;

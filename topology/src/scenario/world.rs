@@ -91,6 +91,7 @@ impl World {
         for region in (0..names.len()).filter(|region| self.lacks_vote(layout, *region)) {
             violations.push(format!("no voter in {}", names[region]));
         }
+        violations.extend(self.exceeded_limits(layout));
         for (what, figure, most) in self.figures_with_ceilings(layout) {
             if figure > most {
                 violations.push(format!("{what}: {figure:.1}, not {most} or less"));
@@ -126,6 +127,28 @@ impl World {
             && !(0..layout.voters.len()).any(|region| self.lacks_vote(layout, region))
             && (self.ceilings.are_infinite()
                 || self.figures_with_ceilings(layout).iter().all(|(_, figure, most)| figure <= most))
+    }
+
+    /// Limits that only a layout can exceed that was named or that runs: the search stays within them.
+    fn exceeded_limits(&self, layout: &Layout) -> Vec<String> {
+        let (names, space) = (&self.model.regions, &self.space);
+        let mut exceeded = Vec::new();
+        if layout.voter_count() > usize::from(space.voters_max) {
+            exceeded.push(format!("{} voters, not {} or fewer", layout.voter_count(), space.voters_max));
+        }
+        for region in layout.voting_regions() {
+            let (count, most) = (layout.voters[region], space.voters_max_per_region[region]);
+            if count > most {
+                exceeded.push(format!("{count} voters in {}, not {most} or fewer", names[region]));
+            }
+        }
+        if !space.may_lead[layout.leader] {
+            exceeded.push(format!("{} leads, and must not", names[layout.leader]));
+        }
+        if !space.designs.contains(&layout.design) {
+            exceeded.push(format!("the design is {}, which is not among those wanted", layout.design.name()));
+        }
+        exceeded
     }
 
     fn lacks_vote(&self, layout: &Layout, region: usize) -> bool {

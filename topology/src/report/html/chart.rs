@@ -1,6 +1,7 @@
 //! The figures with axes: the Pareto front, writes before and after losses, the unavailability.
 
 use super::svg::{Scale, Svg};
+use crate::layout::Design;
 use crate::plan::{Assessment, Forecast, Plan, Situation};
 use crate::report::text::per_year;
 
@@ -62,7 +63,6 @@ pub(super) fn front(plan: &Plan) -> String {
 
 /// Circle, square and triangle for flat, hierarchical and two-level layouts.
 fn mark(svg: &mut Svg, (x, y): (f64, f64), layout: &Assessment, class: &str) {
-    use crate::layout::Design;
     match layout.layout.design {
         Design::Flat => svg.circle((x, y), 6.0, class),
         Design::Hier => svg.rect((x - 5.5, y - 5.5), (11.0, 11.0), class),
@@ -116,9 +116,7 @@ fn labels(
 /// reaches.
 pub(super) fn writes(plan: &Plan, forecast: &Forecast) -> String {
     let names = &plan.world.model.regions;
-    let mut clients: Vec<usize> = plan.world.model.client_regions().collect();
-    clients.sort_by(|a, b| plan.world.model.shares[*b].total_cmp(&plan.world.model.shares[*a]));
-    clients.truncate(CLIENTS_MAX);
+    let clients = largest_clients(plan);
     let mut situations: Vec<(String, Option<usize>, Option<&Situation>)> =
         vec![("now".to_owned(), None, Some(&forecast.now))];
     let voting = plan.best().map_or(Vec::new(), |best| best.layout.voting_regions().collect::<Vec<_>>());
@@ -161,6 +159,15 @@ pub(super) fn writes(plan: &Plan, forecast: &Forecast) -> String {
     }
     svg.text((WIDTH - 118.0, bottom + 8.0), "small", "ms");
     svg.finish("Write latency of every client region now and after the loss of each region")
+}
+
+/// The regions that write most.
+pub(super) fn largest_clients(plan: &Plan) -> Vec<usize> {
+    let shares = &plan.world.model.shares;
+    let mut clients: Vec<usize> = plan.world.model.client_regions().collect();
+    clients.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
+    clients.truncate(CLIENTS_MAX);
+    clients
 }
 
 fn bar(

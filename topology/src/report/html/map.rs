@@ -6,7 +6,8 @@ use crate::layout::Layout;
 use crate::plan::{Assessment, Plan};
 
 const WIDTH: f64 = 960.0;
-const HEIGHT_MAX: f64 = 480.0;
+const HEIGHT_MAX_FEW: f64 = 480.0;
+const HEIGHT_MAX_MANY: f64 = 680.0;
 const MARGIN_X: f64 = 100.0;
 const MARGIN_TOP: f64 = 50.0;
 const MARGIN_BOTTOM: f64 = 85.0;
@@ -17,10 +18,15 @@ const STRETCH_MAX: f64 = 2.0;
 /// Regions nearer than this are drawn apart, for their labels; many regions have less room.
 const APART_FEW: f64 = 165.0;
 const APART_MANY: f64 = 115.0;
-const FEW: usize = 6;
+const FEW: usize = 8;
 
-/// Up to so many regions the round trips of all pairs are written, of more those to the leader.
+/// Up to so many regions the round trips of all pairs are written, of more those to the leader; of many
+/// below their names, which then say nothing else.
 const ALL_PAIRS_MAX: usize = 4;
+
+fn height_max(regions: usize) -> f64 {
+    if regions <= FEW { HEIGHT_MAX_FEW } else { HEIGHT_MAX_MANY }
+}
 
 /// The drawing, and whether it is a map.
 pub(super) fn draw(plan: &Plan, best: &Assessment) -> (String, bool) {
@@ -42,7 +48,8 @@ pub(super) fn draw(plan: &Plan, best: &Assessment) -> (String, bool) {
     svg.rect((0.5, 0.5), (WIDTH - 1.0, height - 1.0), "sea");
     ways(&mut svg, plan, &best.layout, &shown, &places);
     for (region, place) in shown.iter().zip(&places) {
-        node(&mut svg, plan, &best.layout, *region, *place);
+        node(&mut svg, &best.layout, *region, *place);
+        names(&mut svg, plan, &best.layout, *region, *place, shown.len() > FEW);
     }
     let label = format!(
         "Regions with their voters; {} leads; lines are round-trip times",
@@ -79,7 +86,9 @@ fn ways(svg: &mut Svg, plan: &Plan, layout: &Layout, shown: &[usize], places: &[
             }
             let of_quorum = to_leader && quorum.contains(a) && quorum.contains(b);
             svg.line(places[i], places[j], if of_quorum { "way quorum" } else { "way" });
-            labels.push((places[i], places[j], model.rtt_ms[*a][*b]));
+            if shown.len() <= FEW {
+                labels.push((places[i], places[j], model.rtt_ms[*a][*b]));
+            }
         }
     }
     let mut taken: Vec<Space> = places.iter().flat_map(|place| Space::of_region(*place)).collect();
@@ -132,8 +141,7 @@ impl Space {
 }
 
 /// A region: one dot per voter, an empty one per observer, a ring for the leader.
-fn node(svg: &mut Svg, plan: &Plan, layout: &Layout, region: usize, (x, y): (f64, f64)) {
-    let model = &plan.world.model;
+fn node(svg: &mut Svg, layout: &Layout, region: usize, (x, y): (f64, f64)) {
     let leads = region == layout.leader;
     let voters = usize::from(layout.voters[region]);
     let servers = usize::from(layout.servers(region));
@@ -142,10 +150,29 @@ fn node(svg: &mut Svg, plan: &Plan, layout: &Layout, region: usize, (x, y): (f64
         (false, true) => "region voting",
         (false, false) => "region",
     };
-    svg.circle((x, y), if leads { 31.0 } else { 27.0 }, class);
+    let radius = match servers {
+        0 | 1 if voters == 0 => 14.0,
+        _ if leads => 31.0,
+        _ => 27.0,
+    };
+    svg.circle((x, y), radius, class);
     for i in 0..servers.min(12) {
         let (dot_x, dot_y) = dot(i, servers.min(12));
         svg.circle((x + dot_x, y + dot_y), 4.6, if i < voters { "voter" } else { "observer" });
+    }
+}
+
+/// The region's name, and its part; of many regions the round trip to the leader instead.
+fn names(svg: &mut Svg, plan: &Plan, layout: &Layout, region: usize, (x, y): (f64, f64), many: bool) {
+    let model = &plan.world.model;
+    let (leads, voters) = (region == layout.leader, layout.voters[region]);
+    let servers = layout.servers(region);
+    let below = if servers > 1 || voters > 0 { y + 48.0 } else { y + 32.0 };
+    svg.text((x, below), if many { "place middle" } else { "name middle" }, &model.regions[region]);
+    if many {
+        let text =
+            if leads { "leads".to_owned() } else { format!("{:.0} ms", model.rtt_ms[layout.leader][region]) };
+        return svg.text((x, below + 15.0), "small middle", &text);
     }
     let role = match (leads, model.witness[region], voters) {
         (true, _, _) => "leads",
@@ -154,11 +181,10 @@ fn node(svg: &mut Svg, plan: &Plan, layout: &Layout, region: usize, (x, y): (f64
         _ if servers > 0 => "observes",
         _ => "clients only",
     };
-    svg.text((x, y + 48.0), "name middle", &model.regions[region]);
     let share = model.shares[region];
     let writes =
         if share > 0.0 { format!("{role}, {:.0} % of writes", 100.0 * share) } else { role.to_owned() };
-    svg.text((x, y + 64.0), "small middle", &writes);
+    svg.text((x, below + 16.0), "small middle", &writes);
 }
 
 /// The `i`-th of `count` dots in a region: one in the middle, or a ring, or two rings.
@@ -233,7 +259,7 @@ fn extent(places: &[(f64, f64)], of: fn(&(f64, f64)) -> f64) -> (f64, f64) {
 /// Scaled into the drawing, stretched in height by `stretch_max` at most.
 fn fitted(places: &[(f64, f64)], stretch_max: f64) -> Vec<(f64, f64)> {
     let ((left, wide), (top, high)) = (extent(places, |p| p.0), extent(places, |p| p.1));
-    let (room_x, room_y) = (WIDTH - 2.0 * MARGIN_X, HEIGHT_MAX - MARGIN_TOP - MARGIN_BOTTOM);
+    let (room_x, room_y) = (WIDTH - 2.0 * MARGIN_X, height_max(places.len()) - MARGIN_TOP - MARGIN_BOTTOM);
     let scale_x = (room_x / wide).min(room_y / high * stretch_max);
     let scale_y = (room_y / high).min(scale_x * stretch_max);
     let pad_x = (room_x - scale_x * wide) / 2.0;
@@ -244,6 +270,7 @@ fn fitted(places: &[(f64, f64)], stretch_max: f64) -> Vec<(f64, f64)> {
 
 /// Moves regions apart that would cover each other.
 fn apart(mut places: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let highest = height_max(places.len()) - MARGIN_BOTTOM;
     let least = if places.len() <= FEW { APART_FEW } else { APART_MANY };
     for _ in 0..200 {
         for i in 0..places.len() {
@@ -262,7 +289,7 @@ fn apart(mut places: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
         }
         for (x, y) in &mut places {
             *x = x.clamp(MARGIN_X * 0.8, WIDTH - MARGIN_X * 0.8);
-            *y = y.clamp(MARGIN_TOP * 0.8, HEIGHT_MAX - MARGIN_BOTTOM);
+            *y = y.clamp(MARGIN_TOP * 0.8, highest);
         }
     }
     places

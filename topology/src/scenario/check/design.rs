@@ -1,7 +1,7 @@
 //! Designs that buy less than they seem to, in what is allowed and in what runs.
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::layout::{Design, VOTERS_MAX};
+use crate::layout::{Design, Layout, VOTERS_MAX};
 use crate::scenario::{Current, Scenario};
 
 /// ZooKeeper's default for the longest session, in ticks, and for the tick, ms.
@@ -83,6 +83,17 @@ impl Scenario {
             Diagnostic::new(Code::SessionCap, "current.timing", message)
                 .suggest(format!("set maxSessionTimeout to {wanted_ms:.0} or more"))
         })
+    }
+}
+
+/// What is doubtful about a layout that was named.
+pub(crate) fn about(layout: &Layout, names: &[String]) -> Vec<Diagnostic> {
+    let place = layout.display(names).to_string();
+    let (voters, groups) = (layout.voter_count(), layout.voting_regions().count());
+    match layout.design.votes_by_region() {
+        false if voters.is_multiple_of(2) => vec![even_voters(&place, voters)],
+        true if groups == 2 => vec![two_groups(&place, layout.design.name())],
+        _ => Vec::new(),
     }
 }
 
