@@ -15,7 +15,7 @@ import sys
 import tempfile
 import venv
 
-from mesh import DEADLINE_S, eventually, say
+from mesh import eventually, say
 from region import free_ports
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -147,6 +147,25 @@ def check_go_client(binary):
     say(f"{len(passed)} passed")
 
 
+def check_curator(binary):
+    """Curator's lock, leader latch, cache, counter, containers and transactions work (skipped where not installed)"""
+    from differential import is_serving
+
+    names = ("curator-*", "zookeeper", "zookeeper-jute", "guava", "slf4j-api", "slf4j-nop", "netty-*", "jackson-*")
+    jars = [jar for name in names for jar in glob.glob(f"/usr/share/java/{name}.jar")]
+    if not shutil.which("javac") or not any("curator-recipes" in jar for jar in jars):
+        say("Curator is not installed here")
+        return
+    with server(binary) as port, tempfile.TemporaryDirectory() as directory:
+        eventually("the server serves", lambda: is_serving(f"127.0.0.1:{port}"))
+        classpath = os.pathsep.join([directory, *jars])
+        source = os.path.join(JAVA, "CuratorRecipes.java")
+        subprocess.run(["javac", "-cp", classpath, "-d", directory, source], check=True, timeout=SUITE_S)
+        command = ["java", "-cp", classpath, "CuratorRecipes", f"127.0.0.1:{port}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SUITE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def adapt_to_39(file):
     """The Go client reads `srvr` as ZooKeeper 3.4 wrote it: dates and mean latencies look different since."""
     with open(file) as source:
@@ -160,6 +179,6 @@ def adapt_to_39(file):
 
 
 if __name__ == "__main__":
-    for check in (check_kazoo, check_aiozk, check_go_client):
+    for check in (check_kazoo, check_aiozk, check_go_client, check_curator):
         if len(sys.argv) < 3 or sys.argv[2] in check.__name__:
             check(sys.argv[1])
