@@ -376,7 +376,10 @@ fn mutants(options: &Options) -> anyhow::Result<ExitCode> {
 fn hunt(options: &Options, mutant: Mutant) -> anyhow::Result<Hunt> {
     let began = Instant::now();
     for seed in 1..=mutant.seeds_max() {
-        let plan = Plan { mutant: Some(mutant), ..options.plan(seed) };
+        let mut plan = Plan { mutant: Some(mutant), ..options.plan(seed) };
+        if options.scenario.is_none() {
+            plan.scenario = mutant.scenario().unwrap_or(plan.scenario);
+        }
         let outcome = run::run(plan, Trace::default())?;
         if let Some(violation) = outcome.violations.into_iter().next() {
             return Ok(Hunt { seeds: seed, found: Some(violation), real: began.elapsed() });

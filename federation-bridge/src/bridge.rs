@@ -12,7 +12,7 @@
 //!
 //! Everything that must be remembered is in the region's log; a tenure can end at any moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits, rpc};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::certificates::{Identity, PeerName};
@@ -38,7 +39,7 @@ use crate::lease::{GrantedLeases, HeldLease, LeaseTerms};
 use crate::links::{Forward, Hello, InstallHomed, LANE, Mirror, RegionLink, Stage, kind};
 use crate::mesh::{Mesh, Orderer, RegionId, SubtreeId};
 use crate::probe::{self, Probes, RttSummary};
-use crate::region::Region;
+use crate::region::{Region, RegionView};
 use crate::state::{Command, GlobalCommand, Outcome};
 use crate::transport::{PeerAddress, Settings, Transport};
 
@@ -84,6 +85,9 @@ pub struct Bridge {
     transport: Arc<Transport>,
     probes: Probes,
     gossip: Mutex<BTreeMap<RegionId, Gossip>>,
+    /// Regions whose copy of a subtree differs from this one's.
+    diverged: Mutex<BTreeSet<(RegionId, SubtreeId)>>,
+    divergence: Notify,
     /// Tenures begun since this server started.
     tenures: AtomicU64,
     /// The tenure under way.
@@ -181,6 +185,8 @@ impl Bridge {
             transport,
             probes: Probes::default(),
             gossip: Mutex::default(),
+            diverged: Mutex::default(),
+            divergence: Notify::new(),
             tenures: AtomicU64::new(0),
             tenure: RwLock::default(),
             tasks: Mutex::new(JoinSet::new()),
@@ -496,6 +502,15 @@ impl Bridge {
                 );
                 return Err(io::Error::other(reason));
             }
+            if is_home && under_way.is_empty() && self.diverged.lock().remove(&(link.region(), subtree)) {
+                tracing::warn!(
+                    subtree,
+                    region = link.region(),
+                    "a mirror that differs gets the whole content anew"
+                );
+                position = send_whole(link, &*view, subtree, epoch).await?;
+                continue;
+            }
             if position < target && under_way.len() < limits::FORWARDS_IN_FLIGHT_MAX {
                 match kept.and_then(|m| m.from(position + 1, limits::FORWARD_BYTES_MAX)) {
                     Some(records) if !records.is_empty() => {
@@ -504,16 +519,7 @@ impl Bridge {
                         under_way.push(in_time(reply));
                     }
                     // The region is further behind than the records that are kept.
-                    _ => {
-                        let mut pieces = view.export(orderer)?;
-                        if mutant::is(Mutant::DeletionOnEmptySource) {
-                            pieces.truncate(1);
-                        }
-                        let transfer = link.send_pieces(orderer, epoch, pieces).await?;
-                        let request = InstallHomed { subtree, epoch, transfer };
-                        expect_applied(link.ask(kind::INSTALL_HOMED, &request, ASK_TIMEOUT).await?)?;
-                        position = link.ask(kind::MIRROR_POSITION, &subtree, ASK_TIMEOUT).await?;
-                    }
+                    _ => position = send_whole(link, &*view, subtree, epoch).await?,
                 }
                 continue;
             }
@@ -523,6 +529,7 @@ impl Bridge {
                     expect_applied(reply?)?;
                 }
                 changed = changes.changed() => changed.map_err(io::Error::other)?,
+                () = self.divergence.notified() => {}
             }
         }
     }
@@ -660,6 +667,9 @@ impl Bridge {
                     region = self.config.mesh.region_name(from),
                     "the content of a shared subtree differs between regions at the same position"
                 );
+                // The home is right, and mends the mirror.
+                self.diverged.lock().insert((from, theirs.subtree));
+                self.divergence.notify_waiters();
             }
         }
         self.gossip.lock().insert(from, gossip);
@@ -676,6 +686,24 @@ impl Bridge {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
+}
+
+/// Sends the whole content of a subtree to another region, and returns the position that it stands at then.
+async fn send_whole(
+    link: &RegionLink,
+    view: &dyn RegionView,
+    subtree: SubtreeId,
+    epoch: u32,
+) -> io::Result<u64> {
+    let orderer = Orderer::Home(subtree);
+    let mut pieces = view.export(orderer)?;
+    if mutant::is(Mutant::DeletionOnEmptySource) {
+        pieces.truncate(1);
+    }
+    let transfer = link.send_pieces(orderer, epoch, pieces).await?;
+    let request = InstallHomed { subtree, epoch, transfer };
+    expect_applied(link.ask(kind::INSTALL_HOMED, &request, ASK_TIMEOUT).await?)?;
+    link.ask(kind::MIRROR_POSITION, &subtree, ASK_TIMEOUT).await
 }
 
 /// The outcome of what was sent to another region. What is not answered in time is sent again, which does
@@ -706,6 +734,9 @@ impl Drop for TenureGuard {
             *current = None;
         }
         let group = self.tenure.group.clone();
+        if mutant::is(Mutant::UnfencedIncarnation) {
+            return;
+        }
         tokio::spawn(async move { group.shutdown().await });
     }
 }

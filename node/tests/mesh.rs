@@ -13,12 +13,13 @@ use bytes::{Bytes, BytesMut};
 use meridian_bridge::bridge::{Bridge, BridgeConfig};
 use meridian_bridge::certificates::{Authority, Identity, IdentityPaths, PeerName};
 use meridian_bridge::mesh::{Mesh, Mode, Subtree};
+use meridian_bridge::state::{self as federation, Content, MirrorRecord};
 use meridian_bridge::transport::PeerAddress;
 use meridian_node::federation::{FederatedRegion, speak_while_leading};
 use meridian_node::peer_tls::PeerIdentity;
 use meridian_node::region::{Region, RegionConfig, Sink, Timing, View};
 use meridian_node::txn::ensemble::members_at;
-use meridian_node::txn::{Answer, Caller, ClientRequest, Command, Effects, Position, State};
+use meridian_node::txn::{Answer, Caller, ClientRequest, Command, Effects, Position, SharedRequest, State};
 use meridian_seam::{Environment, codec};
 use meridian_wire::{Acl, Create, ErrorCode, Request};
 use tokio::sync::mpsc;
@@ -378,4 +379,59 @@ async fn the_home_of_a_subtree_moves_and_comes_back_while_all_regions_write() {
     // A session's ephemeral goes with it, wherever the home is.
     assert_eq!(servers[1].request(&Request::CloseSession).await, ErrorCode::Ok);
     servers[2].until("the ephemeral goes", |s| !has(s, "/shared/held")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_differs_from_its_home_is_mended() {
+    start_log();
+    let dir = tempfile::tempdir().unwrap();
+    let environment = Environment::production();
+    let authority = Authority::create(&*environment.clock, 2).unwrap();
+    let all = addresses(1);
+    let mut servers = Vec::new();
+    for region in 0..3 {
+        servers.push(Server::start(region, 0, &all, &authority, dir.path()).await);
+    }
+    for server in &servers {
+        server.until("the table is formed", |s| has(s, "/shared")).await;
+    }
+    servers[0].open_session().await;
+    assert_eq!(servers[0].create("/shared/first", 0).await, ErrorCode::Ok);
+    servers[2].until("the mirror is fed", |s| has(s, "/shared/first")).await;
+
+    // What the home never said, in the place of what it says next.
+    let mut body = BytesMut::new();
+    Request::Create(Create { path: "/shared/forged", data: None, acl: vec![Acl::OPEN], flags: 0 })
+        .encode(&mut body);
+    let request = SharedRequest::Client {
+        session: 1,
+        lease_epoch: 0,
+        may_own: false,
+        identities: &[],
+        op: 1,
+        body: &body,
+    };
+    let order =
+        servers[2].view.load().state.federation.orders.values().find(|o| o.home == 1).cloned().unwrap();
+    let record = MirrorRecord {
+        position: order.position + 1,
+        zxid: order.zxid() + 1,
+        time_ms: 0,
+        content: Content::Request {
+            region: 1,
+            sequence: 0,
+            request: codec::encode(&request).unwrap().into(),
+        },
+    };
+    let records = vec![codec::encode(&record).unwrap().into()];
+    let forged = federation::Command::Mirror { subtree: 2, records };
+    servers[2].region.propose_federation(forged).await.unwrap();
+    assert!(has(&servers[2].view.load().state, "/shared/forged"));
+
+    assert_eq!(servers[0].create("/shared/second", 0).await, ErrorCode::Ok);
+    servers[2].until("the mirror is mended", |s| has(s, "/shared/second") && !has(s, "/shared/forged")).await;
+    let digest = |server: &Server| server.view.load().state.tree.digest(2);
+    assert_eq!(digest(&servers[2]), digest(&servers[0]));
+    assert_eq!(servers[0].create("/shared/third", 0).await, ErrorCode::Ok);
+    servers[2].until("the mirror is fed on", |s| has(s, "/shared/third")).await;
 }

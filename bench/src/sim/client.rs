@@ -5,7 +5,7 @@
 mod operations;
 mod seen;
 
-pub(super) use operations::set;
+pub(super) use operations::{create, set};
 pub(super) use seen::Once;
 
 use std::collections::VecDeque;

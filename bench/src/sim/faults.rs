@@ -3,6 +3,8 @@
 //! Every seed draws the kinds of faults that it knows: few kinds often find more than all of them at once, because they
 //! leave time for what follows from each.
 
+use std::collections::BTreeMap;
+
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -98,6 +100,19 @@ pub(super) enum Fault {
         server: usize,
         build: Build,
     },
+    /// The servers of a region get other roles: who votes, and who observes.
+    Roles {
+        region: usize,
+        voters: Vec<usize>,
+    },
+    /// The home of the homed subtree moves.
+    MoveHome {
+        to: usize,
+    },
+    /// Another region is to lead the global group.
+    MoveLead {
+        to: usize,
+    },
 }
 
 impl Fault {
@@ -122,6 +137,9 @@ impl Fault {
             Fault::Wall { .. } => "jumps of clocks",
             Fault::LoseRegion { .. } => "lost regions",
             Fault::Upgrade { .. } => "upgrades",
+            Fault::Roles { .. } => "changes of roles",
+            Fault::MoveHome { .. } => "moves of the home",
+            Fault::MoveLead { .. } => "moves of the global lead",
             _ => "ends of faults",
         }
     }
@@ -159,11 +177,14 @@ enum Kind {
     FullDisk,
     Rot,
     Wall,
+    Roles,
+    MoveHome,
+    MoveLead,
     LoseRegion,
 }
 
 /// Kinds with their weights.
-const KINDS: [(Kind, f64); 17] = [
+const KINDS: [(Kind, f64); 20] = [
     (Kind::Crash, 6.0),
     (Kind::CrashAgain, 3.0),
     (Kind::Restart, 1.5),
@@ -181,11 +202,14 @@ const KINDS: [(Kind, f64); 17] = [
     (Kind::FullDisk, 1.0),
     (Kind::Rot, 1.0),
     (Kind::Wall, 1.0),
+    (Kind::Roles, 1.0),
+    (Kind::MoveHome, 1.0),
+    (Kind::MoveLead, 0.7),
 ];
 
 /// The faults of a time, in order.
 pub(super) fn plan(layout: &Layout, random: &mut StdRng, from_ms: u64, to_ms: u64) -> Vec<(u64, Fault)> {
-    let mut plan = Plan { layout, random, faults: Vec::new(), rotten: Vec::new(), pause_from_ms: 0 };
+    let mut plan = Plan { layout, random, faults: Vec::new(), weakened: BTreeMap::new(), pause_from_ms: 0 };
     plan.draw_all(from_ms, to_ms);
     let mut faults = plan.faults;
     faults.sort_by_key(|(at_ms, _)| *at_ms);
@@ -196,8 +220,8 @@ struct Plan<'a> {
     layout: &'a Layout,
     random: &'a mut StdRng,
     faults: Vec<(u64, Fault)>,
-    /// Regions that may have lost a server for good: one is all that a majority survives.
-    rotten: Vec<usize>,
+    /// Regions that may lose a server for good, or may have fewer voters: one of it is all that a majority survives.
+    weakened: BTreeMap<usize, Kind>,
     /// No region is paused again before: several pauses in a row may end sessions, one may not.
     pause_from_ms: u64,
 }
@@ -220,7 +244,10 @@ impl Plan<'_> {
         let middle_ms = from_ms + (to_ms - from_ms) / 2;
         match self.random.random_range(0..20) {
             0 => self.draw(Kind::RollingUpgrade, from_ms),
-            1..3 if self.layout.regions > 1 => self.draw(Kind::LoseRegion, middle_ms),
+            // A region that is lost while the home moves takes it along or not.
+            1..3 if self.layout.regions > 1 && kinds.iter().all(|(kind, _)| *kind != Kind::MoveHome) => {
+                self.draw(Kind::LoseRegion, middle_ms);
+            }
             _ => {}
         }
     }
@@ -228,8 +255,8 @@ impl Plan<'_> {
     /// The kinds of faults that this run knows.
     fn kinds(&mut self) -> Vec<(Kind, f64)> {
         let possible = |kind: Kind| match kind {
-            Kind::CutRegions => self.layout.regions > 1,
-            Kind::Rot => self.layout.voters > 2,
+            Kind::CutRegions | Kind::MoveHome | Kind::MoveLead => self.layout.regions > 1,
+            Kind::Rot | Kind::Roles => self.layout.voters > 2,
             _ => true,
         };
         let mut kinds: Vec<(Kind, f64)> = KINDS.into_iter().filter(|(kind, _)| possible(*kind)).collect();
@@ -305,14 +332,23 @@ impl Plan<'_> {
             }
             Kind::Rot => {
                 let region = server / self.layout.servers_per_region();
-                if !self.rotten.contains(&region) {
-                    self.rotten.push(region);
+                if !self.weakened.contains_key(&region) {
+                    self.weakened.insert(region, kind);
                     self.put(at_ms, Fault::Rot { server });
                 }
             }
             Kind::Wall => {
                 let by_ms = self.random.random_range(-3_600_000..3_600_000);
                 self.put(at_ms, Fault::Wall { server, by_ms });
+            }
+            Kind::Roles => self.change_roles(server / self.layout.servers_per_region(), at_ms),
+            Kind::MoveHome => {
+                let to = self.region();
+                self.put(at_ms, Fault::MoveHome { to });
+            }
+            Kind::MoveLead => {
+                let to = self.region();
+                self.put(at_ms, Fault::MoveLead { to });
             }
             Kind::LoseRegion => {
                 let region = self.region();
@@ -352,6 +388,17 @@ impl Plan<'_> {
             at_ms += self.random.random_range(1_500..2_500);
         }
         at_ms
+    }
+
+    fn change_roles(&mut self, region: usize, at_ms: u64) {
+        if *self.weakened.entry(region).or_insert(Kind::Roles) != Kind::Roles {
+            return;
+        }
+        let mut voters: Vec<usize> = (0..self.layout.servers_per_region()).collect();
+        voters.shuffle(self.random);
+        voters.truncate(self.random.random_range(2..=voters.len()));
+        voters.sort_unstable();
+        self.put(at_ms, Fault::Roles { region, voters });
     }
 
     fn pause(&mut self, kind: Kind, server: usize, at_ms: u64) {

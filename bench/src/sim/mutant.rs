@@ -13,6 +13,8 @@ use meridian_seam::disk::{Disk, DiskFile, DiskLock};
 use meridian_seam::entropy::{Entropy, SeededEntropy};
 use meridian_seam::mutant::Mutant as Code;
 
+use super::run::Scenario;
+
 /// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mutant {
@@ -60,6 +62,26 @@ impl Mutant {
         Self::all()
             .find(|mutant| mutant.name() == name)
             .ok_or_else(|| format!("it must be one of {}", known()))
+    }
+
+    /// Where it can be found, if not everywhere.
+    pub(super) fn scenario(self) -> Option<Scenario> {
+        match self {
+            Mutant::Code(Code::ObserverInQuorum | Code::ResentWriteApplied) => Some(Scenario::Region),
+            Mutant::Code(Code::UnfencedIncarnation) => Some(Scenario::LargeMesh),
+            Mutant::Code(
+                Code::GlobalAckBeforeCommit
+                | Code::ResentForwardApplied
+                | Code::MirrorAppliedTwice
+                | Code::DeletionOnEmptySource
+                | Code::LeaseFromReceipt
+                | Code::LeaseIgnored
+                | Code::StaleLeaseEpoch
+                | Code::OrderersOvertake,
+            )
+            | Mutant::World(World::ShortLease | World::WildClocks) => Some(Scenario::Mesh),
+            _ => None,
+        }
     }
 
     /// It is found within so many seeds.

@@ -1,13 +1,14 @@
 //! One run: a mesh is formed, clients work while faults strike, everything heals, and what is left is checked.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_bridge::mesh::{Mesh, Mode, Subtree};
+use meridian_bridge::mesh::{Mesh, Mode, RegionId, Subtree, SubtreeId};
+use meridian_node::txn::ensemble::Members;
 use meridian_seam::codec::VERSION;
 use meridian_seam::entropy::seed_thread;
 use meridian_seam::{limits, mutant};
@@ -87,6 +88,13 @@ impl Scenario {
             Scenario::LargeMesh => Layout { mesh, regions: 3, voters: 3, observers: 0 },
         }
     }
+}
+
+/// The number of `/homed`.
+const HOMED_SUBTREE: SubtreeId = 2;
+
+fn region_id(region: usize) -> RegionId {
+    RegionId::try_from(region + 1).unwrap_or(RegionId::MAX)
 }
 
 /// What to run.
@@ -174,6 +182,8 @@ pub(super) struct Simulation {
     faults: BTreeMap<&'static str, u64>,
     /// Whether a disk may be full.
     may_refuse: Arc<AtomicBool>,
+    /// Regions whose servers may have other roles than at first.
+    roles_changed: BTreeSet<usize>,
     home_is_lost: Arc<AtomicBool>,
     world: Option<World>,
 }
@@ -216,6 +226,7 @@ impl Simulation {
             published: Published::default(),
             faults: BTreeMap::new(),
             may_refuse: Arc::default(),
+            roles_changed: BTreeSet::new(),
             home_is_lost: Arc::default(),
             world,
         };
@@ -542,6 +553,20 @@ impl Simulation {
             }
             Fault::Wall { server, by_ms } => self.servers[server].host.shift_wall_clock(by_ms),
             Fault::LoseRegion { region } => self.lose_region(region),
+            Fault::Roles { region, voters } => {
+                self.roles_changed.insert(region);
+                self.change_roles(region, &voters);
+            }
+            Fault::MoveHome { to } => self.move_home(to),
+            Fault::MoveLead { to } => {
+                for server in &self.servers {
+                    server.have(|running| {
+                        let bridge = running.bridge()?.clone();
+                        // Those that do not lead refuse.
+                        Some(async move { drop(bridge.transfer_global(region_id(to)).await) })
+                    });
+                }
+            }
             Fault::Upgrade { server, build } => {
                 let hasty = self.world == Some(World::HastyUpgrade);
                 let (known, written) = match build {
@@ -551,6 +576,27 @@ impl Simulation {
                 self.servers[server].host.set_next_versions(known, written);
                 self.restart(server);
             }
+        }
+    }
+
+    /// Asks some server of a region for other roles. That nobody can be asked, or that it fails, is as good.
+    fn change_roles(&self, region: usize, voters: &[usize]) {
+        let mut of_region = self.servers.iter().filter(|server| server.region == region);
+        let Some(server) = of_region.find(|server| server.view().is_some()) else { return };
+        let members = self.layout.members(region, voters);
+        server.have(|running| {
+            let region = running.server().region().clone();
+            Some(async move { drop(region.change_members(members).await) })
+        });
+    }
+
+    /// Asks the home of the homed subtree to move. The leader of the home does; others refuse.
+    fn move_home(&self, to: usize) {
+        for server in &self.servers {
+            server.have(|running| {
+                let bridge = running.bridge()?.clone();
+                Some(async move { drop(bridge.move_home(HOMED_SUBTREE, region_id(to)).await) })
+            });
         }
     }
 
@@ -584,6 +630,7 @@ impl Simulation {
             self.stops.remove(&index);
         }
         self.clients[region].kill(|| {});
+        self.roles_changed.remove(&region);
         self.history.died(&self.layout.region_name(region));
         let home_is_lost =
             self.layout.mesh.subtrees.iter().any(
@@ -612,8 +659,34 @@ impl Simulation {
         Ok(())
     }
 
+    /// Who was to vote at first votes again.
+    fn restore_roles(&mut self) -> anyhow::Result<()> {
+        let voters: Vec<usize> = (0..self.layout.voters).collect();
+        let regions: Vec<usize> = self.roles_changed.iter().copied().collect();
+        let are_restored = |s: &Self| {
+            s.servers.iter().filter(|server| regions.contains(&server.region)).all(|server| {
+                let members = s.layout.members(server.region, &voters);
+                let roles =
+                    |members: &Members| -> Vec<_> { members.iter().map(|(n, m)| (*n, m.role)).collect() };
+                server.is_lost
+                    || server.view().is_some_and(|v| roles(&v.state.ensemble.members) == roles(&members))
+            })
+        };
+        let until_ms = self.wires.now_ms() + RECOVER_MS_MAX;
+        while !are_restored(self) && !self.history.has_violations() {
+            if self.wires.now_ms() > until_ms {
+                self.history.violation("the members of a region can't be changed back".into());
+            }
+            regions.iter().for_each(|region| self.change_roles(*region, &voters));
+            let next_ms = self.wires.now_ms() + 3_000;
+            self.pass(next_ms, &are_restored)?;
+        }
+        Ok(())
+    }
+
     /// A write of every kind succeeds from every region.
     fn recover(&mut self) -> anyhow::Result<()> {
+        self.restore_roles()?;
         if self.history.has_violations() {
             return Ok(());
         }

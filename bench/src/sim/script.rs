@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Commands about the mesh: `mesh VOTERS` (three regions, with `/global`, and `/homed` whose home is a), `leaders`,
-//! `agree`, `crash SERVER`, `start SERVER`, `cut REGION` (from all others), `heal`, `wait SECONDS`. A server is named
+//! `home`, `move-home REGION`, `agree`, `crash SERVER`, `start SERVER`, `cut REGION` (from all others), `heal`, `wait SECONDS`. A server is named
 //! `a-1`, or `leader-of-a`. `connect NAME REGION` makes a client; its commands begin with its name: `create PATH
 //! [ephemeral]`, `get PATH`, `set PATH DATA`, `delete PATH`, `lock PATH` (waits until it has it), `watch PATH`.
 //!
@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use meridian_bridge::mesh::Orderer;
 use meridian_wire::{CreateMode, ErrorCode};
 use parking_lot::Mutex;
 
@@ -179,6 +180,12 @@ impl Stage {
                 self.simulation()?.start(server)?;
             }
             ["cut", region] => self.cut(region)?,
+            ["home"] => self.home()?,
+            ["move-home", region] => {
+                let to = self.region(region)?;
+                self.simulation()?.strike(Fault::MoveHome { to });
+                self.wait(1_000)?;
+            }
             ["heal"] => self.simulation()?.heal()?,
             [name, ref rest @ ..] if self.actors.contains_key(name) => self.ask(name, rest)?,
             _ => bail!("unknown"),
@@ -282,6 +289,27 @@ impl Stage {
             });
             self.transcript.say(format!("{region}: {leader}, {global}"));
         }
+        Ok(())
+    }
+
+    /// Which region each takes for the home of the homed subtree.
+    fn home(&mut self) -> anyhow::Result<()> {
+        let simulation = self.simulation()?;
+        let regions = simulation.layout.mesh.regions.clone();
+        let mut lines = Vec::new();
+        for server in simulation.servers.iter().filter(|server| server.index == 0) {
+            let Some(view) = server.view() else { continue };
+            for (orderer, order) in &view.state.federation.orders {
+                let home = usize::from(order.home).checked_sub(1).and_then(|home| regions.get(home));
+                if let (Orderer::Home(_), Some(home)) = (orderer, home) {
+                    lines.push(format!(
+                        "{}: the home is {home}, in epoch {}",
+                        regions[server.region], order.epoch
+                    ));
+                }
+            }
+        }
+        lines.into_iter().for_each(|line| self.transcript.say(line));
         Ok(())
     }
 

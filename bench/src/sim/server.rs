@@ -18,7 +18,7 @@ use meridian_node::mesh_server::{MeshPart, MeshServer};
 use meridian_node::peer_tls::PeerIdentity;
 use meridian_node::region::{RegionConfig, Storage, Timing, View};
 use meridian_node::server::ServerOptions;
-use meridian_node::txn::ensemble::members_at;
+use meridian_node::txn::ensemble::{Members, members_at};
 use meridian_seam::Environment;
 use meridian_seam::background::{Background, LogWriter, Work};
 use meridian_seam::disk::Disk;
@@ -87,8 +87,16 @@ impl Layout {
         (0..self.regions).flat_map(of_region).collect()
     }
 
-    fn peer_addresses(&self, region: usize, servers: std::ops::Range<usize>) -> BTreeMap<u64, String> {
+    /// The members of a region of which these vote.
+    pub(super) fn members(&self, region: usize, voters: &[usize]) -> Members {
+        let (voters, observers): (Vec<usize>, Vec<usize>) =
+            (0..self.servers_per_region()).partition(|server| voters.contains(server));
+        members_at(&self.peer_addresses(region, voters), &self.peer_addresses(region, observers))
+    }
+
+    fn peer_addresses(&self, region: usize, servers: Vec<usize>) -> BTreeMap<u64, String> {
         servers
+            .into_iter()
             .map(|server| {
                 let address = address_of(self.host_of(region, server), PEER_PORT).to_string();
                 (u64::from(number(server)), address)
@@ -101,10 +109,7 @@ impl Layout {
             region: number(region),
             region_name: self.region_name(region),
             server: u64::from(number(server)),
-            members: members_at(
-                &self.peer_addresses(region, 0..self.voters),
-                &self.peer_addresses(region, self.voters..self.servers_per_region()),
-            ),
+            members: self.members(region, &(0..self.voters).collect::<Vec<_>>()),
             listen: address_of(self.host_of(region, server), PEER_PORT).to_string(),
             data_dir: PathBuf::from("/data"),
             timing: Timing {
@@ -313,6 +318,16 @@ impl SimServer {
         match &*self.running.lock() {
             Running::Yes(server) if self.host.is_running() => Some(ask(server)),
             _ => None,
+        }
+    }
+
+    /// Has the server do something, if it runs, and does not wait for it.
+    pub(super) fn have<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        act: impl FnOnce(&MeshServer) -> Option<F>,
+    ) {
+        if let Some(task) = self.with_server(act).flatten() {
+            self.host.spawn(task);
         }
     }
 

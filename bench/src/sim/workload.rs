@@ -136,7 +136,8 @@ impl Worker {
         self.count += 1;
         match self.random.random_range(0..200) {
             0..14 => self.create(scope).await?,
-            14..28 => self.create_numbered(scope).await?,
+            14..22 => self.create_numbered(scope).await?,
+            22..28 => self.create_many(scope).await?,
             28..50 => self.increment(scope).await?,
             50..56 => self.read_counter(scope).await?,
             56..96 => self.operate(scope).await?,
@@ -181,6 +182,36 @@ impl Worker {
     async fn create_numbered(&mut self, scope: Scope) -> Step {
         let prefix = format!("{}/seq-", scope.root());
         self.create_with_number(scope, prefix, CreateMode::PersistentSequential).await.map(drop)
+    }
+
+    /// Sequential creates, all under way at once: their numbers are in the order in which they were asked for.
+    async fn create_many(&mut self, scope: Scope) -> Step {
+        let prefix = format!("{}/seq-", scope.root());
+        let mut numbers = Vec::new();
+        for _ in 0..self.random.random_range(2..12) {
+            self.count += 1;
+            let data = self.mark();
+            numbers.push(self.history().asks_for_number(scope, prefix.clone(), data.clone()));
+            let request = super::client::create(&prefix, &data, CreateMode::PersistentSequential);
+            self.client.send(&request).await?;
+        }
+        let mut newest = String::new();
+        for number in numbers {
+            match self.client.create_reply().await? {
+                Ok((path, _)) => {
+                    self.history().numbered(number, Some(path.clone()));
+                    if path <= newest {
+                        self.client.violation(format!("{path} was asked for after {newest}"));
+                    }
+                    newest = path;
+                }
+                Err(error) => {
+                    self.history().numbered(number, None);
+                    self.refused("sequential create", scope, error)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn create_with_number(

@@ -38,7 +38,7 @@ mutants! {
     UnsavedVote = "unsaved-vote",
     /// An observer answers in place of the last voter when that can't be reached
     ObserverInQuorum = "observer-in-quorum",
-    /// Writes of an older incarnation to the global group's storage are taken
+    /// An older incarnation goes on, and what it writes to the global group's storage is taken
     UnfencedIncarnation = "unfenced-incarnation",
     /// An append of the global group counts as durable before the region has committed it
     GlobalAckBeforeCommit = "global-ack-before-commit",

@@ -57,7 +57,9 @@ pub(super) fn run(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
     warn_of_even_voters(&config);
     let runtime = tokio::runtime::Runtime::new()?;
-    let result = runtime.block_on(serve(config, args.until_stdin_closes));
+    let engine = EngineThread::start()?;
+    let result = runtime.block_on(serve(config, args.until_stdin_closes, engine.handle.clone()));
+    engine.stop();
     // The thread that waits for the end of standard input may never end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result.map(|()| ExitCode::SUCCESS)
@@ -70,14 +72,45 @@ fn warn_of_even_voters(config: &ServerConfig) {
     }
 }
 
-async fn serve(config: ServerConfig, until_stdin_closes: bool) -> anyhow::Result<()> {
+/// The thread that the region's part of a server runs on.
+struct EngineThread {
+    handle: tokio::runtime::Handle,
+    stop: oneshot::Sender<()>,
+}
+
+impl EngineThread {
+    fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        std::thread::Builder::new().name("region".into()).spawn(move || {
+            // Whoever started it may also be gone without a word.
+            let _ = runtime.block_on(stopped);
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { handle, stop })
+    }
+
+    fn stop(self) {
+        // The thread waits for nothing else.
+        let _ = self.stop.send(());
+    }
+}
+
+async fn serve(
+    config: ServerConfig,
+    until_stdin_closes: bool,
+    engine: tokio::runtime::Handle,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let environment = Environment::production();
     let identity = load_identity(&config, &environment)?;
     let part = mesh_part(&config, identity.clone())?;
-    let running = MeshServer::start(environment.clone(), options(&config, identity.clone())?, part).await?;
+    let mut options = options(&config, identity.clone())?;
+    options.engine = Some(engine);
+    let running = MeshServer::start(environment.clone(), options, part).await?;
     add_routes(&config, &environment, running.server());
     add_actions(&running);
     let mut failure = running.server().region().failure();

@@ -260,7 +260,8 @@ fn default_bridge_listen() -> SocketAddr {
 pub struct MeshRegion {
     /// Its name.
     pub name: String,
-    /// Addresses of its voters' bridges (`host:port`) by server number; may be empty for this region.
+    /// Addresses of its voters' bridges (`host:port`) by server number; for this region only observers that may
+    /// become voters need to be there.
     #[serde(default)]
     pub bridges: BTreeMap<String, String>,
 }
@@ -579,13 +580,16 @@ impl ServerConfig {
         }
     }
 
-    /// What the bridge must know; none for a region on its own or for an observer, which never leads.
+    /// What the bridge must know; none for a region on its own, or for an observer that is not among its region's
+    /// bridges and so is never to lead.
     ///
     /// # Errors
     /// If the table makes no sense.
     pub fn bridge(&self) -> Result<Option<BridgeConfig>, ConfigError> {
         let (Some(config), Some(mesh)) = (&self.mesh, self.mesh_table()?) else { return Ok(None) };
-        if self.role() == Role::Observer {
+        let own = config.regions.iter().find(|r| r.name == self.region);
+        let listed = own.is_some_and(|r| r.bridges.contains_key(&self.server.to_string()));
+        if self.role() == Role::Observer && !listed {
             return Ok(None);
         }
         let mut peers = Vec::new();

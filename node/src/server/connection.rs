@@ -58,12 +58,16 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Whether reads are all that can be had here: the server has been cut off from its leader and a majority
-    /// for a while.
-    pub(super) fn is_read_only(&self) -> bool {
+    /// Whether the server has been cut off from its leader and a majority for longer than an election takes.
+    pub(super) fn is_cut_off(&self) -> bool {
         const PATIENCE: Duration = Duration::from_secs(2);
         let contact_age = self.hub.now().saturating_sub(self.hub.contact());
-        self.options.read_only_mode && contact_age > self.options.tick.max(PATIENCE)
+        contact_age > self.options.tick.max(PATIENCE)
+    }
+
+    /// Whether reads are all that can be had here.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.options.read_only_mode && self.is_cut_off()
     }
 
     /// Lets one more session be opened, or not.
@@ -205,6 +209,8 @@ enum End {
     #[error("{0}")]
     Refused(&'static str),
 }
+
+const CUT_OFF: End = End::Refused("this server is cut off from a majority of its region");
 
 impl Connection {
     async fn run(&mut self, stream: BoxStream) -> End {
@@ -369,6 +375,9 @@ impl Connection {
         }
         if service.is_read_only() {
             self.open_read_only(&hello)?;
+        } else if service.is_cut_off() {
+            // It does not wait here in vain while another server could serve it.
+            return Err(CUT_OFF);
         } else if !service.region.has_room() {
             return Err(End::Refused("the disk is full"));
         } else if is_local && self.open_locally(&hello)? {
@@ -397,7 +406,7 @@ impl Connection {
     /// Serves reads to a client that asks for no more. A session that the region knows may read here too.
     fn open_read_only(&mut self, hello: &ConnectRequest<'_>) -> Result<(), End> {
         if hello.read_only != Some(true) {
-            return Err(End::Refused("this server is cut off from a majority of its region"));
+            return Err(CUT_OFF);
         }
         self.client.restrict_to_reads();
         let view = self.service.hub.view().clone();

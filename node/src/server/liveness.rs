@@ -23,12 +23,15 @@ pub(super) async fn sweep(service: Arc<Service>) {
         ticks.tick().await;
         let now = hub.now();
         let contact_age = now.saturating_sub(hub.contact());
-        let read_only = service.is_read_only();
+        let (cut_off, read_only) = (service.is_cut_off(), service.is_read_only());
         service.local_sessions.expire(now);
         for client in hub.clients() {
             let timeout = client.timeout();
             if now.saturating_sub(client.heard()) > timeout {
                 tracing::debug!(peer = %client.peer, "closed: silent for its timeout");
+                client.close();
+            } else if client.session() == 0 && cut_off {
+                tracing::debug!(peer = %client.peer, "closed: no session can be opened");
                 client.close();
             } else if client.session() != 0 && client.is_read_only() != read_only {
                 tracing::debug!(peer = %client.peer, read_only, "closed: read-only mode begins or ends");

@@ -83,6 +83,9 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// Client connections from one address; 0 for no such limit.
     pub connections_per_address_max: usize,
+    /// Where the region's part runs, if not among the connections: a write passes many of its tasks, and to wake
+    /// one on another thread takes longer than what most of them do.
+    pub engine: Option<tokio::runtime::Handle>,
     /// Whether clients may ask for other members (`reconfigEnabled`).
     pub reconfig_enabled: bool,
     /// How znodes that go by themselves are deleted.
@@ -147,6 +150,7 @@ impl ServerOptions {
             frame_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
             connections_max: limits::CONNECTIONS_MAX,
             connections_per_address_max: limits::CONNECTIONS_PER_ADDRESS_MAX,
+            engine: None,
             reconfig_enabled: false,
             reaping: Reaping::default(),
             policy: Policy::default(),
@@ -212,8 +216,12 @@ impl Server {
         };
         let secure_address =
             ports.iter().find(|(port, ..)| *port == Port::Secure).map(|(_, address, _)| *address);
-        let region =
-            Region::start(environment.clone(), options.region.clone(), hub.published(), hub.clone()).await?;
+        let starting =
+            Region::start(environment.clone(), options.region.clone(), hub.published(), hub.clone());
+        let region = match &options.engine {
+            Some(engine) => engine.spawn(starting).await.map_err(io::Error::other)??,
+            None => starting.await?,
+        };
         hub.follow(region.leadership());
         let service = Arc::new(Service {
             hub,

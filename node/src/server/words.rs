@@ -12,9 +12,9 @@ use super::connection::Service;
 
 /// The version told to those who parse it: the ZooKeeper release whose protocol is spoken, and what speaks.
 ///
-/// Parsers expect a date behind it, which a reproducible build does not have.
+/// Parsers expect a date behind it: that of the version, since a build can be repeated at any time.
 pub(super) const VERSION: &str =
-    concat!("3.9.0-meridian-", env!("CARGO_PKG_VERSION"), ", built on an unknown date");
+    concat!("3.9.0-meridian-", env!("CARGO_PKG_VERSION"), ", built on 2026-11-20 00:00 UTC");
 
 /// The words that change nothing.
 pub const READ_ONLY_WORDS: &[&str] = &[
@@ -43,6 +43,15 @@ pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> Str
     let listed = |word: &str| service.options.words.contains(word);
     if !listed(&word) && !listed("*") {
         return format!("{word} is not executed because it is not in the whitelist.\n");
+    }
+    if service.is_cut_off() && !service.is_read_only() {
+        match &*word {
+            "isro" => return "null".into(),
+            "srvr" | "stat" | "mntr" => {
+                return "This ZooKeeper instance is not currently serving requests\n".into();
+            }
+            _ => {}
+        }
     }
     let mut out = String::new();
     // Writing to a string does not fail.

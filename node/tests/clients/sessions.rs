@@ -135,3 +135,22 @@ async fn a_server_without_a_leader_lets_go_of_its_clients_before_their_sessions_
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_leader_turns_new_clients_away_at_once() {
+    let mut region = TestRegion::with(3, 0, |o| o.tick = Duration::from_millis(500)).await;
+    let client = RawClient::connect(region.address(1)).await;
+    region.stop(2).await;
+    region.stop(3).await;
+    // One that waits for its session when the server learns that it can't have it, and others afterwards.
+    assert!(RawClient::connect_fails(region.address(1), &client.hello()).await);
+    for hello in [Hello::default(), client.hello()] {
+        assert!(RawClient::connect_fails(region.address(1), &hello).await);
+    }
+    region.start_server(2).await;
+    eventually("the session goes on", async || {
+        let resumed = RawClient::try_connect(region.address(1), &client.hello()).await;
+        resumed.is_ok_and(|resumed| resumed.session == client.session)
+    })
+    .await;
+}

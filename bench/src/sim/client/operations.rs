@@ -18,8 +18,13 @@ impl Client {
         data: &str,
         mode: CreateMode,
     ) -> Answer<(String, Stat)> {
-        let request = create(path, data, mode);
-        let (header, body) = self.call(&request).await?;
+        self.send(&create(path, data, mode)).await?;
+        self.create_reply().await
+    }
+
+    /// The reply to a [`create`] that was sent.
+    pub(in crate::sim) async fn create_reply(&mut self) -> Answer<(String, Stat)> {
+        let (header, body) = self.reply().await?;
         Ok(self.read(header, &body, OpCode::Create2, |client, response| match response {
             Response::Create2 { path, stat } => {
                 client.show(path, Some(&stat));
