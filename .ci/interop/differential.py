@@ -526,6 +526,9 @@ def is_meant(scenario, name, reference, meridian):
         ("watches_again", "null lists"),
         # An operation among servers.
         ("special", "deleteContainer"),
+        # A server on its own tells its members here too.
+        ("special", "6 /zookeeper/config"),
+        ("special", "3 /zookeeper/config"),
     }
 
 

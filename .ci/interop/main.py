@@ -13,7 +13,7 @@ from mesh import Mesh
 
 # In this order: the later ones break things.
 MESH_THEMES = ["protocol", "sharing", "exclusion", "failover", "partition"]
-OTHER_THEMES = ["region", "operator_errors", "differential", "kazoo_suite"]
+OTHER_THEMES = ["region", "operator_errors", "differential", "suites"]
 
 
 def checks_of(theme):

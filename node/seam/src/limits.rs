@@ -41,6 +41,9 @@ pub const RECENT_CHANGES_MAX: usize = 100_000;
 /// Sessions expired by one command.
 pub const EXPIRED_SESSIONS_PER_COMMAND: usize = 1_000;
 
+/// Bytes of a snapshot that an operator has restored: it is kept in a temporary file until it is checked.
+pub const RESTORE_BYTES_MAX: u64 = 64 << 30;
+
 /// Znodes that go by themselves deleted by one command.
 pub const REAPED_ZNODES_PER_COMMAND: usize = 1_000;
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::commands::{self, Refusal};
 use super::connection::Service;
-use super::{import, members, words};
+use super::{backup, import, members, words};
 
 /// JSON answers by path (`/rtt`), which other parts of a server add as they start. Clones share them.
 #[derive(Clone, Default)]
@@ -77,7 +77,10 @@ pub(super) async fn serve(
         .fallback(other)
         .with_state(Admin { service: service.clone(), routes, for_changes });
     if for_changes {
-        router = router.merge(members::routes(service.clone())).merge(import::routes(service));
+        router = router
+            .merge(members::routes(service.clone()))
+            .merge(backup::routes(service.clone()))
+            .merge(import::routes(service));
     }
     if let Err(error) = axum::serve(Accept(listener), router).await {
         tracing::error!(%error, "the operators' HTTP has stopped");

@@ -5,6 +5,7 @@
 
 mod admin;
 mod authentication;
+mod backup;
 mod client;
 mod commands;
 mod connection;
@@ -239,7 +240,7 @@ impl Server {
         let routes = Routes::default();
         let mut tasks = JoinSet::new();
         let admin_address = match service.options.admin_listen.clone() {
-            Some(address) => match listen(&environment, "admin.listen", &address).await {
+            Some(address) => match listen_for_operators(&environment, &service.options, &address).await {
                 Ok(listener) => {
                     let address = listener.local_addr()?;
                     tasks.spawn(admin::serve(service.clone(), routes.clone(), listener, true));
@@ -347,6 +348,18 @@ async fn open_ports(
         }
     }
     Ok(ports)
+}
+
+/// Listens on the operators' address; where it is optional, one that is in use is not waited for.
+async fn listen_for_operators(
+    environment: &Environment,
+    options: &ServerOptions,
+    address: &str,
+) -> io::Result<Box<dyn Listener>> {
+    if options.admin_optional {
+        return environment.net.listen(address.to_string()).await;
+    }
+    listen(environment, "admin.listen", address).await
 }
 
 /// Listens on the address that a key of the configuration gives.

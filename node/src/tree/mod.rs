@@ -268,13 +268,18 @@ impl Tree {
     pub fn change(&mut self, path: &str, change: impl FnOnce(&mut Znode)) {
         let Some(slot) = self.znodes.get_mut(path) else { return };
         let znode = Arc::make_mut(slot);
-        let (before, bytes_before) = (znode.hash(path), znode.data_len());
+        let (before, bytes_before, lifetime_before) = (znode.hash(path), znode.data_len(), znode.lifetime());
         change(znode);
+        let lifetime = znode.lifetime();
         let delta = znode.hash(path).wrapping_sub(before);
         let bytes_after = znode.data_len();
         self.data_bytes = self.data_bytes - bytes_before + bytes_after;
         let digest = self.digests.entry(znode.subtree).or_insert(0);
         *digest = digest.wrapping_add(delta);
+        if lifetime != lifetime_before {
+            self.index(path, lifetime_before, false);
+            self.index(path, lifetime, true);
+        }
         if bytes_after != bytes_before {
             self.charge(path, 0, bytes_after as i64 - bytes_before as i64);
         }
@@ -312,7 +317,12 @@ impl Tree {
             *digest = digest.wrapping_sub(znode.hash(path));
             self.data_bytes -= bytes;
         }
-        match znode.lifetime() {
+        self.index(path, znode.lifetime(), comes);
+    }
+
+    /// Keeps the indexes of znodes that go with a session or by themselves.
+    fn index(&mut self, path: &str, lifetime: Lifetime, comes: bool) {
+        match lifetime {
             Lifetime::Persistent => {}
             Lifetime::Ephemeral(session) if comes => {
                 self.ephemerals.entry(session).or_default().insert(path.into());
@@ -362,6 +372,17 @@ mod tests {
         assert_eq!(split_path("/"), None);
         assert_eq!(split_path("/a"), Some(("/", "a")));
         assert_eq!(split_path("/a/b"), Some(("/a", "b")));
+    }
+
+    #[test]
+    fn indexes_follow_a_change_of_lifetime() {
+        let mut tree = rooted();
+        tree.create("/a".into(), znode(5, "", 1));
+        tree.change("/a", |z| z.owner = Lifetime::Container.to_owner());
+        assert_eq!((tree.ephemeral_count(), tree.mortal().count()), (0, 1));
+        tree.change("/a", |z| z.owner = 0);
+        assert_eq!((tree.ephemeral_count(), tree.mortal().count()), (0, 0));
+        tree.delete("/a", 2);
     }
 
     #[test]

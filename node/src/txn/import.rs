@@ -97,4 +97,6 @@ pub(super) fn apply(tree: &mut Tree, mesh: &Mesh, import: Import, events: &mut V
         }
         events.push(Event { kind: EventType::NodeCreated, path, zxid: 0 });
     }
+    tree.recount_quotas();
+    tree.write_quota_stats();
 }

@@ -15,6 +15,7 @@ pub mod ensemble;
 pub mod import;
 pub mod reap;
 pub mod request;
+pub mod restore;
 pub mod snapshot;
 mod state;
 #[cfg(test)]
@@ -134,6 +135,8 @@ pub enum Command<'a> {
     Import(import::Import),
     /// A write of a client whose session only its server knows.
     LocalClient(ClientRequest<'a>),
+    /// Replaces the region's own znodes by those of a snapshot.
+    Restore(restore::Restore),
 }
 
 /// What the servers of a region must agree on to judge requests alike. The leader's configuration counts, as in

@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use super::Policy;
 use super::ensemble::Ensemble;
+use super::import::ImportedZnode;
 use super::request::Event;
 use super::state::{Session, State};
 use crate::tree::{Acl, Times, Tree, Znode};
@@ -196,7 +197,7 @@ impl SubtreeSnapshot {
     }
 }
 
-fn push_difference(
+pub(super) fn push_difference(
     path: &Arc<str>,
     before: Option<&Arc<Znode>>,
     after: Option<&Arc<Znode>>,
@@ -260,6 +261,11 @@ enum RegionRecord {
     Ensemble(Ensemble),
     /// Missing in snapshots of earlier builds.
     Policy(Policy),
+    /// Part of a restore that is under way.
+    Restoring {
+        transfer: u64,
+        znodes: Vec<ImportedZnode>,
+    },
 }
 
 /// Writes a region's whole state.
@@ -304,6 +310,10 @@ fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), Snapsho
         },
     )?;
     put(out, &RegionRecord::Policy(state.policy))?;
+    let transfer = state.restoring.transfer;
+    for znodes in batches(state.restoring.znodes.values().cloned(), ImportedZnode::weight) {
+        put(out, &RegionRecord::Restoring { transfer, znodes })?;
+    }
     for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
         put(out, &RegionRecord::Sessions(batch))?;
     }
@@ -386,6 +396,10 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
             RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
             RegionRecord::Policy(policy) => state.policy = policy,
+            RegionRecord::Restoring { transfer, znodes } => {
+                state.restoring.transfer = transfer;
+                state.restoring.znodes.extend(znodes.into_iter().map(|z| (Arc::from(&*z.path), z)));
+            }
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
             RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
             RegionRecord::End { sessions, znodes, digests } => {
@@ -434,6 +448,7 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
         | RegionRecord::Sessions(_)
         | RegionRecord::Znodes(_)
         | RegionRecord::Policy(_)
+        | RegionRecord::Restoring { .. }
         | RegionRecord::End { .. } => {}
     }
 }

@@ -17,6 +17,7 @@ use super::ensemble::{self, CONFIG_PATH, Change, Ensemble, ReconfigError};
 use super::import;
 use super::reap;
 use super::request::{self, Context, Event};
+use super::restore::{self, Restoring};
 use super::snapshot::SubtreeSnapshot;
 use super::{Batch, ClientRequest, Command, Outcome, Policy, Reply, SharedRequest};
 use crate::tree::{Acl, Times, Tree, Znode, split_path};
@@ -49,6 +50,8 @@ pub struct State {
     pub ensemble: Ensemble,
     /// How requests are judged.
     pub policy: Policy,
+    /// A restore that is under way.
+    pub restoring: Restoring,
 }
 
 /// The place of a request in an order: the same in every region.
@@ -161,6 +164,7 @@ impl State {
             federation: Federation { region, ..Federation::default() },
             ensemble: Ensemble::default(),
             policy: Policy::default(),
+            restoring: Restoring::default(),
         }
     }
 
@@ -296,6 +300,14 @@ impl Apply<'_, '_> {
                 }
             }
             Command::MembersChanged { id, error } => self.end_change(id, error),
+            Command::Restore(step) => {
+                let first = self.effects.events.len();
+                restore::apply(self.state, step, &mut self.effects.events);
+                self.state.next_zxid();
+                for event in &mut self.effects.events[first..] {
+                    event.zxid = self.state.zxid;
+                }
+            }
             Command::Import(import) => {
                 // Clients of the old ensemble must not find an older state here.
                 self.state.zxid = self.state.zxid.max(import.zxid);

@@ -11,6 +11,7 @@ use meridian_bridge::state::{
 use meridian_seam::codec;
 use meridian_wire::{Acl, Create, CreateMode, ErrorCode, EventType, OpCode, Request};
 
+use super::restore::{self, Restore};
 use super::{
     Answer, Batch, Caller, ClientRequest, Command, Effects, Me, MultiResult, Policy, Reply, State, reap,
     snapshot,
@@ -718,4 +719,89 @@ fn sequence_numbers_run_over_as_zookeepers_do() {
     };
     let paths: Vec<String> = a.answers().into_iter().map(path).collect();
     assert_eq!(paths, ["/p/n2147483647", "/p/n-2147483648", "/p/n-2147483647"]);
+}
+
+fn restore_steps(state: &State, transfer: u64) -> Vec<Restore> {
+    let znodes: Vec<_> = restore::restorable(state).collect();
+    let count = znodes.len() as u64;
+    let mut steps = vec![Restore::Begin { transfer }];
+    steps.extend(znodes.chunks(2).map(|some| Restore::Put { transfer, znodes: some.to_vec() }));
+    steps.push(Restore::Finish { transfer, znodes: count, zxid: state.zxid });
+    steps
+}
+
+#[test]
+fn a_restore_replaces_the_regions_own_znodes_and_nothing_else() {
+    let [mut a, _, _] = regions();
+    let mut log = GlobalLog::default();
+    a.create("/kept", 0);
+    a.create("/kept/child", 0);
+    a.create("/gone-later", 0);
+    a.set_quota("/kept", "count=9,bytes=-1");
+    a.create("/global/x", 0);
+    log.agree(&a.forward().unwrap());
+    log.teach(&mut a);
+    let taken = a.state.clone();
+    let digest = a.state.tree.digest(1);
+    a.set("/kept/child", b"changed");
+    a.create("/kept/child/live", EPHEMERAL);
+    a.create("/new", 0);
+    a.create("/new/live", EPHEMERAL);
+    a.send(&Request::Delete { path: "/gone-later", version: -1 });
+    a.answers();
+    let newest = a.state.zxid;
+    let mut steps = restore_steps(&taken, 7);
+    let last = steps.pop().unwrap();
+    for step in steps {
+        a.apply(&Command::Restore(step));
+    }
+    assert!(a.has("/new") && !a.has("/gone-later"), "nothing changes before it is whole");
+    let mut bytes = Vec::new();
+    snapshot::write_region(&a.state, &mut bytes).unwrap();
+    let reread = snapshot::read_region(&mut &bytes[..]).unwrap();
+    assert_eq!(reread.restoring.znodes, a.state.restoring.znodes, "a snapshot has what has come so far");
+    a.effects.events.clear();
+    a.apply(&Command::Restore(last.clone()));
+    assert!(a.has("/gone-later") && !a.has("/new") && !a.has("/new/live"));
+    assert!(a.has("/kept/child/live"), "what a live session owns stays where it can");
+    assert_eq!(a.state.tree.get("/kept/child").unwrap().data.as_deref(), Some(&b"x"[..]));
+    assert_eq!((a.has("/global/x"), a.state.tree.digest(1)), (true, digest));
+    assert_eq!(a.quota_stats("/kept"), "count=3,bytes=3");
+    assert!(a.state.zxid > newest && a.state.restoring.znodes.is_empty());
+    let told: Vec<(EventType, &str)> = a.effects.events.iter().map(|e| (e.kind, &*e.path)).collect();
+    for event in [
+        (EventType::NodeDeleted, "/new"),
+        (EventType::NodeCreated, "/gone-later"),
+        (EventType::NodeDataChanged, "/kept/child"),
+    ] {
+        assert!(told.contains(&event), "{event:?} of {told:?}");
+    }
+    assert!(!told.iter().any(|(_, path)| *path == "/global/x"));
+    a.apply(&Command::Restore(last));
+    assert!(a.has("/kept"), "said twice it changes nothing");
+}
+
+#[test]
+fn a_restore_that_is_not_whole_changes_nothing() {
+    let mut a = Region::new(1);
+    a.create("/a", 0);
+    let steps = restore_steps(&a.state, 3);
+    a.create("/b", 0);
+    for lost in 1..steps.len() - 1 {
+        for (index, step) in steps.iter().enumerate() {
+            if index != lost {
+                a.apply(&Command::Restore(step.clone()));
+            }
+        }
+        assert!(a.has("/b"), "without step {lost}");
+    }
+    a.apply(&Command::Restore(Restore::Begin { transfer: 4 }));
+    for step in &steps[1..] {
+        a.apply(&Command::Restore(step.clone()));
+    }
+    assert!(a.has("/b"), "of another restore");
+    for step in steps {
+        a.apply(&Command::Restore(step));
+    }
+    assert!(!a.has("/b") && a.has("/a") && a.has("/zookeeper/config") && a.has("/zookeeper/quota"));
 }

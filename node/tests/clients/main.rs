@@ -6,6 +6,7 @@ mod raw;
 mod region;
 
 mod authentication;
+mod backup;
 mod disk;
 mod edge_cases;
 mod hostile;
