@@ -231,6 +231,9 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
+    use meridian_topology::latency::Pipeline;
+    use meridian_topology::layout::Design;
+
     use super::*;
 
     fn measured() -> Measured {
@@ -259,6 +262,37 @@ mod tests {
             expected_ms(Action::Write, Some(&Mode::Global), "eu"),
             Some(75.0 + (62.0 + 4.0) + 2.0 * 5.0)
         );
+    }
+
+    /// Where every region commits alike, these are the planner's formulas for this mesh.
+    #[test]
+    fn the_planner_predicts_the_same() {
+        let mut scenario = meridian_topology::scenario::parse(
+            r#"
+            regions = ["east", "west", "eu"]
+            client_rtt = 0
+            fsync = 1
+            zone_rtt = 2
+            rtt.east = { west = 62, eu = 75 }
+            rtt.west = { eu = 130 }
+            "#,
+        )
+        .unwrap();
+        scenario.pipeline = Pipeline::MERIDIAN;
+        let (world, _) = scenario.world().unwrap();
+        let mut measured = measured();
+        measured.local_commit_ms.values_mut().for_each(|ms| *ms = 3.0);
+        for (leader, name) in measured.regions.clone().iter().enumerate() {
+            measured.global_leader = Some(name.clone());
+            let layout = world.space.complete(Design::Two, leader, vec![3, 3, 3]);
+            for (client, region) in measured.regions.iter().enumerate() {
+                let expected_ms = |action| {
+                    measured.expectation(action, Some(&Mode::Global), region).map(|expected| expected.ms)
+                };
+                assert_eq!(expected_ms(Action::Write), Some(world.model.write_ms(&layout, client)));
+                assert_eq!(expected_ms(Action::SyncRead), Some(world.model.sync_read_ms(&layout, client)));
+            }
+        }
     }
 
     #[test]

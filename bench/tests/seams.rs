@@ -75,3 +75,16 @@ fn every_select_has_an_order() {
         }
     }
 }
+
+/// Code that is broken on purpose is compiled in for the simulator alone, and nobody else turns any of it on.
+#[test]
+fn only_the_simulator_breaks_code() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    for manifest in ["node", "node/wire", "federation-bridge", "topology"] {
+        let text = fs::read_to_string(root.join(manifest).join("Cargo.toml")).unwrap();
+        assert!(!text.contains("mutants"), "{manifest} turns on broken code");
+    }
+    for (path, text) in production_sources() {
+        assert!(!text.contains("mutant::set"), "{path} breaks code");
+    }
+}

@@ -123,8 +123,9 @@ pub struct PlanArgs {
     #[arg(long, requires = "apply")]
     pub yes: bool,
 
-    /// Where the leader of a region is reached, for --apply; the region of --live is known
-    #[arg(long, value_name = "REGION=HOST:PORT", requires = "apply")]
+    /// Where the leader of another region is reached: its members are counted there instead of in the
+    /// configuration, and --apply changes them there
+    #[arg(long, value_name = "REGION=HOST:PORT", requires = "live")]
     pub admin: Vec<String>,
 
     /// Write the plan with pictures to a file that needs nothing else to be read or printed

@@ -20,6 +20,17 @@ pub(super) enum Fault {
         power: bool,
         restart_after_ms: u64,
     },
+    /// The same of the server that leads a region then.
+    CrashLeader {
+        region: usize,
+        power: bool,
+        restart_after_ms: u64,
+    },
+    /// The server that leads a region then is cut off from the others of the region, or no longer is.
+    IsolateLeader {
+        region: usize,
+        cut: bool,
+    },
     /// A server is told to stop, and starts again.
     Restart {
         server: usize,
@@ -119,8 +130,9 @@ impl Fault {
     /// For counting.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Fault::Crash { power: true, .. } => "losses of power",
-            Fault::Crash { .. } => "crashes",
+            Fault::Crash { power: true, .. } | Fault::CrashLeader { power: true, .. } => "losses of power",
+            Fault::Crash { .. } | Fault::CrashLeader { .. } => "crashes",
+            Fault::IsolateLeader { cut: true, .. } => "isolated leaders",
             Fault::Restart { .. } => "restarts",
             Fault::PowerCut { .. } => "losses of power while recovering",
             Fault::Pause { .. } => "pauses",
@@ -160,6 +172,7 @@ pub(super) const HEALTHY_SYNC_MS: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Crash,
+    IsolateLeader,
     CrashAgain,
     Restart,
     RollingRestart,
@@ -169,6 +182,7 @@ enum Kind {
     Slow,
     CutServers,
     CutRegions,
+    RegionInTrouble,
     Loss,
     Duplication,
     Delay,
@@ -184,8 +198,9 @@ enum Kind {
 }
 
 /// Kinds with their weights.
-const KINDS: [(Kind, f64); 20] = [
+const KINDS: [(Kind, f64); 22] = [
     (Kind::Crash, 6.0),
+    (Kind::IsolateLeader, 3.0),
     (Kind::CrashAgain, 3.0),
     (Kind::Restart, 1.5),
     (Kind::RollingRestart, 0.6),
@@ -194,6 +209,7 @@ const KINDS: [(Kind, f64); 20] = [
     (Kind::Slow, 1.0),
     (Kind::CutServers, 4.0),
     (Kind::CutRegions, 5.0),
+    (Kind::RegionInTrouble, 1.5),
     (Kind::Loss, 1.5),
     (Kind::Duplication, 1.0),
     (Kind::Delay, 2.5),
@@ -255,8 +271,10 @@ impl Plan<'_> {
     /// The kinds of faults that this run knows.
     fn kinds(&mut self) -> Vec<(Kind, f64)> {
         let possible = |kind: Kind| match kind {
-            Kind::CutRegions | Kind::MoveHome | Kind::MoveLead => self.layout.regions > 1,
-            Kind::Rot | Kind::Roles => self.layout.voters > 2,
+            Kind::CutRegions | Kind::RegionInTrouble | Kind::MoveHome | Kind::MoveLead => {
+                self.layout.regions > 1
+            }
+            Kind::Rot | Kind::Roles | Kind::IsolateLeader => self.layout.voters > 2,
             _ => true,
         };
         let mut kinds: Vec<(Kind, f64)> = KINDS.into_iter().filter(|(kind, _)| possible(*kind)).collect();
@@ -285,7 +303,19 @@ impl Plan<'_> {
             Kind::Crash => {
                 let power = self.random.random_bool(0.6);
                 let restart_after_ms = self.restart_after_ms();
-                self.put(at_ms, Fault::Crash { server, power, restart_after_ms });
+                let region = server / self.layout.servers_per_region();
+                let fault = if self.random.random_bool(0.5) {
+                    Fault::CrashLeader { region, power, restart_after_ms }
+                } else {
+                    Fault::Crash { server, power, restart_after_ms }
+                };
+                self.put(at_ms, fault);
+            }
+            Kind::IsolateLeader => {
+                let region = server / self.layout.servers_per_region();
+                let until_ms = at_ms + self.random.random_range(300..6_000);
+                self.put(at_ms, Fault::IsolateLeader { region, cut: true });
+                self.put(until_ms, Fault::IsolateLeader { region, cut: false });
             }
             Kind::CrashAgain => self.crash_again(server, at_ms),
             Kind::Restart => self.put(at_ms, Fault::Restart { server }),
@@ -303,6 +333,7 @@ impl Plan<'_> {
                 self.put(until_ms, Fault::Slow { server, period_ms: 1 });
             }
             Kind::CutServers | Kind::CutRegions => self.cut(kind, server, at_ms, until_ms),
+            Kind::RegionInTrouble => self.trouble_region(server, at_ms),
             Kind::Loss => {
                 let share = self.random.random_range(0.01..0.2);
                 self.put(at_ms, Fault::Loss { share });
@@ -452,6 +483,24 @@ impl Plan<'_> {
         }
         if ways != 1 {
             one_way(&to, &from);
+        }
+    }
+
+    /// A region is cut off for longer than a lease, and its disks are slow: what it must write down about that takes
+    /// its time.
+    fn trouble_region(&mut self, server: usize, at_ms: u64) {
+        let per_region = self.layout.servers_per_region();
+        let region = server / per_region;
+        let own: Vec<usize> = (region * per_region..(region + 1) * per_region).collect();
+        let others: Vec<usize> = (0..self.layout.servers()).filter(|other| !own.contains(other)).collect();
+        let until_ms = at_ms + self.random.random_range(12_000..25_000);
+        for (at_ms, cut) in [(at_ms, true), (until_ms, false)] {
+            self.put(at_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut });
+            self.put(at_ms, Fault::Cut { from: others.clone(), to: own.clone(), cut });
+            for server in own.clone() {
+                let sync_ms = if cut { self.random.random_range(2_000..6_000) } else { HEALTHY_SYNC_MS };
+                self.put(at_ms, Fault::Disk { server, sync_ms });
+            }
         }
     }
 

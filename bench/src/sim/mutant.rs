@@ -67,7 +67,9 @@ impl Mutant {
     /// Where it can be found, if not everywhere.
     pub(super) fn scenario(self) -> Option<Scenario> {
         match self {
-            Mutant::Code(Code::ObserverInQuorum | Code::ResentWriteApplied) => Some(Scenario::Region),
+            Mutant::Code(Code::ObserverInQuorum | Code::ResentWriteApplied | Code::SessionMovedUnchecked) => {
+                Some(Scenario::Region)
+            }
             Mutant::Code(Code::UnfencedIncarnation) => Some(Scenario::LargeMesh),
             Mutant::Code(
                 Code::GlobalAckBeforeCommit

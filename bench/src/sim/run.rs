@@ -43,7 +43,8 @@ const SHUTDOWN_MS: u64 = 900;
 const REST_MS: u64 = 3_000;
 /// Session timeouts: shorter and longer than a lease.
 const SESSION_TIMEOUTS: [Duration; 2] = [Duration::from_secs(6), Duration::from_secs(20)];
-const CLIENTS_PER_REGION: usize = 3;
+/// Clients in a mesh; a region on its own has so many as a whole.
+const CLIENTS: usize = 6;
 /// Few, so that regions fall behind them within a run.
 const MIRROR_RECORDS_MAX: usize = 100;
 
@@ -182,6 +183,8 @@ pub(super) struct Simulation {
     faults: BTreeMap<&'static str, u64>,
     /// Whether a disk may be full.
     may_refuse: Arc<AtomicBool>,
+    /// The leaders that are cut off from their regions.
+    isolated: BTreeMap<usize, usize>,
     /// Regions whose servers may have other roles than at first.
     roles_changed: BTreeSet<usize>,
     home_is_lost: Arc<AtomicBool>,
@@ -226,6 +229,7 @@ impl Simulation {
             published: Published::default(),
             faults: BTreeMap::new(),
             may_refuse: Arc::default(),
+            isolated: BTreeMap::new(),
             roles_changed: BTreeSet::new(),
             home_is_lost: Arc::default(),
             world,
@@ -486,7 +490,7 @@ impl Simulation {
         let mut done = Vec::new();
         for region in 0..self.layout.regions {
             let name = |number| format!("{}{number}", self.layout.region_name(region));
-            let names: Vec<String> = (0..CLIENTS_PER_REGION).map(name).collect();
+            let names: Vec<String> = (0..CLIENTS.div_ceil(self.layout.regions).max(3)).map(name).collect();
             for (number, name) in names.iter().enumerate() {
                 let timeout = SESSION_TIMEOUTS[usize::from(self.random.random_bool(0.4))];
                 let server = number % self.layout.servers_per_region();
@@ -523,6 +527,12 @@ impl Simulation {
                     self.restarts.insert(server, now_ms + restart_after_ms);
                 }
             }
+            Fault::CrashLeader { region, power, restart_after_ms } => {
+                if let Some(server) = self.leader_of(region) {
+                    self.do_strike(Fault::Crash { server, power, restart_after_ms });
+                }
+            }
+            Fault::IsolateLeader { region, cut } => self.isolate_leader(region, cut),
             Fault::Restart { server } => self.restart(server),
             Fault::PowerCut { server, changes } => self.servers[server].cut_power_after(changes),
             Fault::Pause { server } => self.servers[server].host.set_paused(true),
@@ -576,6 +586,31 @@ impl Simulation {
                 self.servers[server].host.set_next_versions(known, written);
                 self.restart(server);
             }
+        }
+    }
+
+    fn leader_of(&self, region: usize) -> Option<usize> {
+        let leads = |server: &SimServer| {
+            let leads = server.with_server(|s| s.server().region().leadership().borrow().is_me);
+            server.region == region && leads == Some(true)
+        };
+        self.servers.iter().position(leads)
+    }
+
+    /// Cuts the leader of a region off from the others of the region, or heals the one that was.
+    fn isolate_leader(&mut self, region: usize, cut: bool) {
+        let leader = match cut {
+            true => self.leader_of(region),
+            false => self.isolated.remove(&region),
+        };
+        let Some(leader) = leader else { return };
+        let others: Vec<usize> =
+            (0..self.servers.len()).filter(|other| self.servers[*other].region == region).collect();
+        if cut {
+            self.isolated.insert(region, leader);
+        }
+        for (from, to) in [(vec![leader], others.clone()), (others, vec![leader])] {
+            self.on_links(&from, &to, |wires, from, to| wires.set_cut(from, to, cut));
         }
     }
 

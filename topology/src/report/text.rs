@@ -176,6 +176,11 @@ fn recommendation(out: &mut String, plan: &Plan, best: &Assessment) {
         ),
     );
     traffic(out, plan, best);
+    let room: Vec<String> =
+        plan.world.room(&best.layout).iter().map(|(what, room)| format!("{what}: {room:.1}")).collect();
+    if !room.is_empty() {
+        line(out, format_args!("  Room below the bounds, as the quorum may move away: {}.", room.join("; ")));
+    }
     if let Some(homes) = &plan.homes {
         line(
             out,

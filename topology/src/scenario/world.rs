@@ -155,6 +155,13 @@ impl World {
         self.space.must_vote[region] && layout.voters[region] == 0
     }
 
+    /// How far the figures of a layout lie below their ceilings; of a write, so much longer may the way to
+    /// the quorum become.
+    pub fn room(&self, layout: &Layout) -> Vec<(String, f64)> {
+        let bounded = self.figures_with_ceilings(layout).into_iter().filter(|(_, _, most)| most.is_finite());
+        bounded.map(|(what, figure, most)| (what, most - figure)).collect()
+    }
+
     /// Every figure that has a ceiling, with its name.
     fn figures_with_ceilings(&self, layout: &Layout) -> Vec<(String, f64, f64)> {
         let (model, ceilings) = (&self.model, &self.ceilings);

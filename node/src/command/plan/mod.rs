@@ -47,7 +47,7 @@ fn plan(args: &PlanArgs) -> anyhow::Result<Answer> {
         matrix: args.matrix_file().map(read).transpose()?,
         rtt: args.rtt.as_deref().map(read).transpose()?,
         live: ask("/rtt")?,
-        mesh: ask("/mesh")?,
+        mesh: ask("/mesh")?.map(|mesh| running::with_members(&mesh, &args.admin, ask_mesh)).transpose()?,
     };
     let mut reporter = Reporter::new();
     let answer = args.run_and_report(&inputs, &mut |progress| reporter.report(progress));

@@ -1,5 +1,6 @@
 //! What a server says of the layout that runs: for `meridian plan --live`.
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::config::{Role, ServerConfig};
@@ -32,6 +33,29 @@ pub(in crate::command) fn layout(config: &ServerConfig, members: &Members) -> Va
     json!({ "regions": regions, "timing": timing(config) })
 }
 
+/// The answer of `/mesh` with the members counted in the regions at `given`, each `REGION=HOST:PORT`: of
+/// these the server that was asked knows the configuration only.
+pub(super) fn with_members(
+    mesh: &str,
+    given: &[String],
+    ask: impl Fn(&str, &str) -> anyhow::Result<String>,
+) -> anyhow::Result<String> {
+    let mut mesh: Value = serde_json::from_str(mesh)?;
+    for entry in given {
+        let (region, address) = entry.split_once('=').context("write --admin as REGION=HOST:PORT")?;
+        let members: Value = serde_json::from_str(&ask(address, "/members")?)?;
+        let count = |role: &str| {
+            let members = members["members"].as_array().into_iter().flatten();
+            members.filter(|member| member["role"] == role).count()
+        };
+        let regions = mesh["layout"]["regions"].as_array_mut().into_iter().flatten();
+        for known in regions.filter(|known| known["name"] == region) {
+            (known["voters"], known["observers"]) = (count("voter").into(), count("observer").into());
+        }
+    }
+    Ok(mesh.to_string())
+}
+
 fn timing(config: &ServerConfig) -> Value {
     let session = |given: Option<u32>, ticks: u64| given.map_or(ticks * config.tick_ms, u64::from);
     let mut timing = json!({
@@ -57,6 +81,21 @@ mod tests {
 
     use super::*;
     use crate::config::Overrides;
+
+    #[test]
+    fn members_are_counted_where_they_are() {
+        let mesh = r#"{"layout": {"regions": [{"name": "eu", "voters": 3}, {"name": "us", "voters": 3}]}}"#;
+        let members = r#"{"members": [{"role": "voter"}, {"role": "observer"}]}"#;
+        let ask = |address: &str, path: &str| {
+            assert_eq!((address, path), ("a:1", "/members"));
+            Ok(members.to_string())
+        };
+        let counted = with_members(mesh, &["us=a:1".to_string()], ask).unwrap();
+        let counted: Value = serde_json::from_str(&counted).unwrap();
+        assert_eq!(counted["layout"]["regions"][0], json!({ "name": "eu", "voters": 3 }));
+        assert_eq!(counted["layout"]["regions"][1], json!({ "name": "us", "voters": 1, "observers": 1 }));
+        assert!(with_members(mesh, &["us".to_string()], ask).is_err());
+    }
 
     #[test]
     fn the_planner_understands_what_a_server_says() {
