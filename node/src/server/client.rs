@@ -25,6 +25,8 @@ pub struct Client {
     session: AtomicI64,
     /// The session's timeout; before one is open the time for the handshake.
     timeout_ms: AtomicU32,
+    /// When its session was opened or taken up, ms of the monotonic clock.
+    opened_ms: AtomicU64,
     /// Whether it is served in read-only mode.
     is_read_only: AtomicBool,
     /// When bytes came last, ms of the monotonic clock.
@@ -126,6 +128,7 @@ impl Client {
             peer,
             session: AtomicI64::new(0),
             timeout_ms: AtomicU32::new(u32::try_from(handshake.as_millis()).unwrap_or(u32::MAX)),
+            opened_ms: AtomicU64::new(0),
             is_read_only: AtomicBool::new(false),
             heard_ms: AtomicU64::new(millis(now)),
             statistics: Mutex::default(),
@@ -151,6 +154,11 @@ impl Client {
     /// When bytes came last, in the monotonic clock's time.
     pub fn heard(&self) -> Duration {
         Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
+    }
+
+    /// When its session was opened or taken up: the leader knew of it then.
+    pub(super) fn opened(&self) -> Duration {
+        Duration::from_millis(self.opened_ms.load(Ordering::Relaxed))
     }
 
     /// Requests taken and answers given.
@@ -201,7 +209,9 @@ impl Client {
         self.closing.notify_one();
     }
 
-    pub(super) fn open(&self, session: i64, timeout_ms: u32) {
+    /// Its session was opened or taken up.
+    pub(super) fn open(&self, session: i64, timeout_ms: u32, now: Duration) {
+        self.opened_ms.store(millis(now), Ordering::Relaxed);
         self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
         self.session.store(session, Ordering::Relaxed);
     }

@@ -450,7 +450,7 @@ impl Connection {
         timeout_ms: u32,
         read_only: Option<bool>,
     ) -> Result<(), End> {
-        self.client.open(session, timeout_ms);
+        self.client.open(session, timeout_ms, self.now);
         let timeout_ms = i32::try_from(timeout_ms).unwrap_or(i32::MAX);
         self.put_welcome(session, password, timeout_ms, read_only)?;
         self.stage = Stage::Open;

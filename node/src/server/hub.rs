@@ -330,7 +330,7 @@ impl Hub {
                 && let Reply::Session(timeout_ms) = answer.outcome.reply
                 && answer.outcome.error == ErrorCode::Ok
             {
-                client.open(session, timeout_ms);
+                client.open(session, timeout_ms, self.now());
                 if let Some(before) = self.sessions.lock().insert(session, client.clone()) {
                     before.close();
                 }

@@ -22,11 +22,12 @@ pub(super) async fn sweep(service: Arc<Service>) {
     loop {
         ticks.tick().await;
         let now = hub.now();
-        let contact_age = now.saturating_sub(hub.contact());
         let (cut_off, read_only) = (service.is_cut_off(), service.is_read_only());
         service.local_sessions.expire(now);
         for client in hub.clients() {
             let timeout = client.timeout();
+            // A session taken up after a while without contact is not to end with the next look.
+            let contact_age = now.saturating_sub(hub.contact().max(client.opened()));
             if now.saturating_sub(client.heard()) > timeout {
                 tracing::debug!(peer = %client.peer, "closed: silent for its timeout");
                 client.close();
