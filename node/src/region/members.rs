@@ -37,6 +37,8 @@ use meridian_seam::watch;
 /// How often the leader compares the group with what it is to be, and servers that are no members yet
 /// announce themselves.
 const CARE_INTERVAL: Duration = Duration::from_millis(500);
+/// The pause after a step that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How often a server with an empty disk asks what it may do.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// A server that has not announced itself for so long has gone.
@@ -140,11 +142,12 @@ impl Membership {
         peers: Peers,
         proposer: Proposer,
         leadership: watch::Receiver<Leadership>,
+        care: Arc<Notify>,
         pristine: bool,
     ) -> Self {
         let (config, directory) = (peers.config.clone(), peers.directory.clone());
         let admitted = Arc::new(AtomicBool::new(!pristine));
-        Self { raft, config, directory, peers, proposer, leadership, admitted, care: Arc::default() }
+        Self { raft, config, directory, peers, proposer, leadership, admitted, care }
     }
 
     /// Whether this server may vote and acknowledge; until then it answers none of the engine's requests.
@@ -232,6 +235,8 @@ impl Membership {
             };
             if let Err(error) = self.care_for_members(leading).await {
                 tracing::debug!(%error, "the members are not yet what they are to be");
+                tokio::time::sleep(RETRY_PAUSE).await;
+                self.care.notify_one();
             }
         }
     }
@@ -356,8 +361,10 @@ impl Leading {
 struct Group {
     voters: BTreeSet<u64>,
     learners: BTreeSet<u64>,
-    /// Whether a change is under way, or not yet known to be committed.
-    changing: bool,
+    /// Whether a change of voters is half done.
+    joint: bool,
+    /// Whether all of it is applied here, and so committed.
+    settled: bool,
     matched: BTreeMap<u64, u64>,
     last: u64,
 }
@@ -371,8 +378,8 @@ impl Group {
         let matched = metrics.replication.iter().flatten();
         Self {
             learners: nodes.filter(|id| !voters.contains(id)).collect(),
-            changing: members.get_joint_config().len() != 1
-                || members.log_id().map(|id| id.index()) > applied,
+            joint: members.get_joint_config().len() != 1,
+            settled: members.log_id().map(|id| id.index()) <= applied,
             voters,
             matched: matched.filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index()))).collect(),
             last: metrics.last_log_index.unwrap_or(0),
@@ -398,6 +405,9 @@ impl Membership {
             let metrics = metrics.borrow_watched();
             Group::of(&metrics)
         };
+        if !group.settled {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "the last change is not yet committed"));
+        }
         let (empty, present) = self.announcements();
         if let Some(server) = empty.iter().find(|server| self.group_counts_on(**server)) {
             return self.take_out(*server, &group).await;
@@ -410,7 +420,7 @@ impl Membership {
         let mut learners: BTreeSet<u64> = of_role(Role::Observer).collect();
         learners.extend(present.difference(&voters));
         self.add_learners(&group, voters.union(&learners)).await?;
-        if voters != group.voters || group.changing {
+        if voters != group.voters || group.joint {
             return self.change_voters(&ensemble, &group, voters, leading).await;
         }
         self.end_change(&ensemble, ErrorCode::Ok).await?;
@@ -484,7 +494,7 @@ impl Membership {
         // Nobody that lags is made a voter while it gets on; who is gone may become one in name, if asked for.
         let voters = match (behind.is_empty(), ensemble.change.is_some()) {
             (true, _) => voters,
-            (false, false) if ready == group.voters && !group.changing => return Ok(()),
+            (false, false) if ready == group.voters && !group.joint => return Ok(()),
             (false, false) => ready,
             (false, true) if leading.gets_on(&behind, group) => return Ok(()),
             (false, true) if 2 * ready.len() > voters.len() => voters,

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -34,6 +35,7 @@ use meridian_seam::{Environment, codec, limits};
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::log::{Log, LogHandle, LogOptions};
@@ -248,11 +250,14 @@ impl Region {
         };
         let uplink = Uplink::new(me);
         let (applied_sender, applied) = watch::channel(0);
+        let care = Arc::new(Notify::new());
         let machine_sink = Arc::new(SettlingSink {
             sink: sink.clone(),
             uplink: uplink.clone(),
             server: me.server,
             applied: applied_sender,
+            members: AtomicI64::new(0),
+            members_changed: care.clone(),
         });
         let state = State::new(config.region);
         let machine = Machine::open(
@@ -278,8 +283,14 @@ impl Region {
         let proposer = Proposer::start(raft.clone(), environment.clock.clone());
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (failure_sender, failure) = watch::channel(None);
-        let membership =
-            Membership::new(raft.clone(), peers.clone(), proposer.clone(), leadership.clone(), pristine);
+        let membership = Membership::new(
+            raft.clone(),
+            peers.clone(),
+            proposer.clone(),
+            leadership.clone(),
+            care,
+            pristine,
+        );
         let succession = Succession {
             raft: raft.clone(),
             peers: peers.clone(),
@@ -576,12 +587,21 @@ struct SettlingSink {
     uplink: Uplink,
     server: u8,
     applied: watch::Sender<u64>,
+    /// The zxid of the last change of the members, asked for or carried out.
+    members: AtomicI64,
+    /// Told when there was another.
+    members_changed: Arc<Notify>,
 }
 
 impl SettlingSink {
     fn settle(&self, view: &View) {
         if let Some((boot, upto)) = view.state.cursors.get(&self.server) {
             self.uplink.settle(*boot, *upto);
+        }
+        let ensemble = &view.state.ensemble;
+        let newest = ensemble.change.as_ref().map_or(ensemble.version, |change| change.id);
+        if self.members.swap(newest, Ordering::Relaxed) != newest {
+            self.members_changed.notify_one();
         }
     }
 }
