@@ -157,7 +157,7 @@ impl PeerLink {
     fn observer_instead(&self) -> Option<String> {
         let members = &self.peers.config.members;
         let with = |role| members.iter().filter(move |(_, member)| member.role == role);
-        let (last, _) = with(Role::Voter).last()?;
+        let (last, _) = with(Role::Voter).next_back()?;
         let (_, observer) = with(Role::Observer).next()?;
         (u64::from(*last) == self.server).then(|| observer.address.clone())
     }
