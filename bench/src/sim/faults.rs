@@ -234,11 +234,7 @@ pub(super) fn plan(
 ) -> Vec<(u64, Fault)> {
     let mut plan =
         Plan { layout, random, only, faults: Vec::new(), weakened: BTreeMap::new(), pause_from_ms: 0 };
-    if only == [Kind::RollingUpgrade] {
-        plan.draw(Kind::RollingUpgrade, from_ms);
-    } else {
-        plan.draw_all(from_ms, to_ms);
-    }
+    plan.draw_all(from_ms, to_ms);
     let mut faults = plan.faults;
     faults.sort_by_key(|(at_ms, _)| *at_ms);
     faults

@@ -36,8 +36,6 @@ pub(super) enum World {
     ShortLease,
     /// The clocks of servers are up to a half wrong, beyond the bound
     WildClocks,
-    /// Servers write records that the others do not know yet
-    HastyUpgrade,
 }
 
 impl Mutant {
@@ -95,11 +93,10 @@ impl Mutant {
                 &[Kind::IsolateLeader, Kind::CutServers, Kind::CutRegions]
             }
             Mutant::Code(Code::GlobalAckBeforeCommit) => &[Kind::SlowDisk, Kind::Crash],
-            Mutant::Code(Code::MirrorAppliedTwice) => &[Kind::CutRegions, Kind::Crash],
+            Mutant::Code(Code::MirrorAppliedTwice) => &[Kind::SlowDisk, Kind::Crash],
             Mutant::Code(Code::LeaseFromReceipt) => &[Kind::RegionInTrouble, Kind::CutRegions, Kind::Delay],
             Mutant::Code(Code::StaleLeaseEpoch) => &[Kind::RegionInTrouble, Kind::CutRegions],
             Mutant::World(World::WildClocks) => &[Kind::RegionInTrouble, Kind::CutRegions],
-            Mutant::World(World::HastyUpgrade) => &[Kind::RollingUpgrade],
             _ => &[],
         }
     }

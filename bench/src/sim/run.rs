@@ -21,7 +21,7 @@ use super::client::{Client, ClientOptions};
 use super::faults::{self, Build, Fault, Kind};
 use super::history::{History, Scope};
 use super::host::Host;
-use super::mutant::{Mutant, World};
+use super::mutant::Mutant;
 use super::net::{HostId, Link, Wires};
 use super::server::{Failure, Layout, SimServer};
 use super::trace::Trace;
@@ -188,7 +188,6 @@ pub(super) struct Simulation {
     /// Regions whose servers may have other roles than at first.
     roles_changed: BTreeSet<usize>,
     home_is_lost: Arc<AtomicBool>,
-    world: Option<World>,
     /// The kinds of faults that strike, if not all may.
     only: &'static [Kind],
 }
@@ -234,7 +233,6 @@ impl Simulation {
             isolated: BTreeMap::new(),
             roles_changed: BTreeSet::new(),
             home_is_lost: Arc::default(),
-            world,
             only: mutant.map_or(&[], Mutant::faults),
         };
         simulation.connect_hosts();
@@ -582,11 +580,8 @@ impl Simulation {
                 }
             }
             Fault::Upgrade { server, build } => {
-                let hasty = self.world == Some(World::HastyUpgrade);
-                let (known, written) = match build {
-                    Build::New if !hasty => (VERSION + 1, VERSION),
-                    Build::New | Build::NewWriting => (VERSION + 1, VERSION + 1),
-                };
+                let written = if build == Build::NewWriting { VERSION + 1 } else { VERSION };
+                let known = VERSION + 1;
                 self.servers[server].host.set_next_versions(known, written);
                 self.restart(server);
             }
