@@ -408,17 +408,12 @@ mod tests {
         }
     }
 
-    /// What they found: 17 and 19, regions that refused each other during a rolling upgrade, and a sender that spun
-    /// for ever when the global group's engine had stopped; the others, a lock and the loss of its holder's lease in
-    /// one entry, and the late deletion of a lock.
+    /// What they found: 19, regions that refused each other during a rolling upgrade, and a sender that spun for ever
+    /// when the global group's engine had stopped; 47, a change of members that failed and was tried again without end
+    /// at the same moment.
     #[test]
     fn seeds_that_found_something_find_nothing_any_more() {
-        let found = [
-            (17, Scenario::Mesh),
-            (19, Scenario::LargeMesh),
-            (29, Scenario::Mesh),
-            (47, Scenario::LargeMesh),
-        ];
+        let found = [(19, Scenario::LargeMesh), (47, Scenario::LargeMesh)];
         found.into_iter().for_each(|(seed, scenario)| expect_promises_kept(plan(seed, scenario, 20_000)));
     }
 

@@ -4,6 +4,7 @@
 //! leave time for what follows from each.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -170,7 +171,7 @@ pub(super) enum Build {
 pub(super) const HEALTHY_SYNC_MS: u64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Crash,
     IsolateLeader,
     CrashAgain,
@@ -223,9 +224,16 @@ const KINDS: [(Kind, f64); 22] = [
     (Kind::MoveLead, 0.7),
 ];
 
-/// The faults of a time, in order.
-pub(super) fn plan(layout: &Layout, random: &mut StdRng, from_ms: u64, to_ms: u64) -> Vec<(u64, Fault)> {
-    let mut plan = Plan { layout, random, faults: Vec::new(), weakened: BTreeMap::new(), pause_from_ms: 0 };
+/// The faults of a time, in order. Only those of some kinds, if any are named.
+pub(super) fn plan(
+    layout: &Layout,
+    random: &mut StdRng,
+    from_ms: u64,
+    to_ms: u64,
+    only: &[Kind],
+) -> Vec<(u64, Fault)> {
+    let mut plan =
+        Plan { layout, random, only, faults: Vec::new(), weakened: BTreeMap::new(), pause_from_ms: 0 };
     plan.draw_all(from_ms, to_ms);
     let mut faults = plan.faults;
     faults.sort_by_key(|(at_ms, _)| *at_ms);
@@ -235,6 +243,7 @@ pub(super) fn plan(layout: &Layout, random: &mut StdRng, from_ms: u64, to_ms: u6
 struct Plan<'a> {
     layout: &'a Layout,
     random: &'a mut StdRng,
+    only: &'a [Kind],
     faults: Vec<(u64, Fault)>,
     /// Regions that may lose a server for good, or may have fewer voters: one of it is all that a majority survives.
     weakened: BTreeMap<usize, Kind>,
@@ -278,6 +287,10 @@ impl Plan<'_> {
             _ => true,
         };
         let mut kinds: Vec<(Kind, f64)> = KINDS.into_iter().filter(|(kind, _)| possible(*kind)).collect();
+        if !self.only.is_empty() {
+            kinds.retain(|(kind, _)| self.only.contains(kind));
+            return kinds;
+        }
         let count = *[1, 2, 3, 5, 20].choose(self.random).unwrap_or(&3);
         kinds.shuffle(self.random);
         kinds.truncate(count);
@@ -363,8 +376,8 @@ impl Plan<'_> {
             }
             Kind::Rot => {
                 let region = server / self.layout.servers_per_region();
-                if !self.weakened.contains_key(&region) {
-                    self.weakened.insert(region, kind);
+                if let Entry::Vacant(weakened) = self.weakened.entry(region) {
+                    weakened.insert(kind);
                     self.put(at_ms, Fault::Rot { server });
                 }
             }

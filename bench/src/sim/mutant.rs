@@ -13,6 +13,7 @@ use meridian_seam::disk::{Disk, DiskFile, DiskLock};
 use meridian_seam::entropy::{Entropy, SeededEntropy};
 use meridian_seam::mutant::Mutant as Code;
 
+use super::faults::Kind;
 use super::run::Scenario;
 
 /// What is broken.
@@ -35,8 +36,6 @@ pub(super) enum World {
     ShortLease,
     /// The clocks of servers are up to a half wrong, beyond the bound
     WildClocks,
-    /// Servers write records that the others do not know yet
-    HastyUpgrade,
 }
 
 impl Mutant {
@@ -83,6 +82,22 @@ impl Mutant {
             )
             | Mutant::World(World::ShortLease | World::WildClocks) => Some(Scenario::Mesh),
             _ => None,
+        }
+    }
+
+    /// The kinds of faults under which it shows, where all kinds together would take very many seeds.
+    pub(super) fn faults(self) -> &'static [Kind] {
+        match self {
+            Mutant::Code(Code::ExpiryAfterPause) => &[Kind::PauseRegion],
+            Mutant::Code(Code::UnfencedIncarnation) => {
+                &[Kind::IsolateLeader, Kind::CutServers, Kind::CutRegions]
+            }
+            Mutant::Code(Code::GlobalAckBeforeCommit) => &[Kind::SlowDisk, Kind::Crash],
+            Mutant::Code(Code::MirrorAppliedTwice) => &[Kind::SlowDisk, Kind::Crash],
+            Mutant::Code(Code::LeaseFromReceipt) => &[Kind::RegionInTrouble, Kind::CutRegions, Kind::Delay],
+            Mutant::Code(Code::StaleLeaseEpoch) => &[Kind::RegionInTrouble, Kind::CutRegions],
+            Mutant::World(World::WildClocks) => &[Kind::RegionInTrouble, Kind::CutRegions],
+            _ => &[],
         }
     }
 

@@ -18,10 +18,10 @@ use rand::{Rng, SeedableRng};
 use super::certificates::Certificates;
 use super::checks::{self, Published};
 use super::client::{Client, ClientOptions};
-use super::faults::{self, Build, Fault};
+use super::faults::{self, Build, Fault, Kind};
 use super::history::{History, Scope};
 use super::host::Host;
-use super::mutant::{Mutant, World};
+use super::mutant::Mutant;
 use super::net::{HostId, Link, Wires};
 use super::server::{Failure, Layout, SimServer};
 use super::trace::Trace;
@@ -188,7 +188,8 @@ pub(super) struct Simulation {
     /// Regions whose servers may have other roles than at first.
     roles_changed: BTreeSet<usize>,
     home_is_lost: Arc<AtomicBool>,
-    world: Option<World>,
+    /// The kinds of faults that strike, if not all may.
+    only: &'static [Kind],
 }
 
 impl Simulation {
@@ -232,7 +233,7 @@ impl Simulation {
             isolated: BTreeMap::new(),
             roles_changed: BTreeSet::new(),
             home_is_lost: Arc::default(),
-            world,
+            only: mutant.map_or(&[], Mutant::faults),
         };
         simulation.connect_hosts();
         Ok(simulation)
@@ -453,7 +454,8 @@ impl Simulation {
     fn work(&mut self, fault_ms: u64) -> anyhow::Result<()> {
         let from_ms = self.wires.now_ms() + 1_000;
         let to_ms = from_ms + fault_ms;
-        let mut plan = faults::plan(&self.layout, &mut self.random, from_ms, to_ms).into_iter().peekable();
+        let mut plan =
+            faults::plan(&self.layout, &mut self.random, from_ms, to_ms, self.only).into_iter().peekable();
         let stop = Arc::new(AtomicBool::new(false));
         let done = self.spawn_workers(&stop);
         while self.wires.now_ms() < to_ms && !self.history.has_violations() {
@@ -578,11 +580,8 @@ impl Simulation {
                 }
             }
             Fault::Upgrade { server, build } => {
-                let hasty = self.world == Some(World::HastyUpgrade);
-                let (known, written) = match build {
-                    Build::New if !hasty => (VERSION + 1, VERSION),
-                    Build::New | Build::NewWriting => (VERSION + 1, VERSION + 1),
-                };
+                let written = if build == Build::NewWriting { VERSION + 1 } else { VERSION };
+                let known = VERSION + 1;
                 self.servers[server].host.set_next_versions(known, written);
                 self.restart(server);
             }
@@ -714,7 +713,7 @@ impl Simulation {
             }
             regions.iter().for_each(|region| self.change_roles(*region, &voters));
             let next_ms = self.wires.now_ms() + 3_000;
-            self.pass(next_ms, &are_restored)?;
+            self.pass(next_ms, are_restored)?;
         }
         Ok(())
     }

@@ -523,8 +523,10 @@ impl Membership {
     async fn change(&self, change: ChangeMembers<u64, BasicNode>, retain: bool) -> io::Result<()> {
         let changed = tokio::time::timeout(CHANGE_TIMEOUT, self.raft.change_membership(change, retain)).await;
         let changed = changed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        // What failed may fail again at once: the next try waits for the next tick.
+        changed.map_err(|error| io::Error::other(error.to_string()))?;
         self.care.notify_one();
-        changed.map(drop).map_err(|error| io::Error::other(error.to_string()))
+        Ok(())
     }
 
     async fn end_change(&self, ensemble: &Ensemble, error: ErrorCode) -> io::Result<()> {
