@@ -38,7 +38,7 @@ use meridian_seam::watch;
 /// announce themselves.
 const CARE_INTERVAL: Duration = Duration::from_millis(500);
 /// The pause after a step that failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How often a server with an empty disk asks what it may do.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// A server that has not announced itself for so long has gone.
