@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::{Client, create};
+use crate::client::{Client, ClientError, create};
 use crate::ensemble::Ensemble;
 use crate::mesh::meridian_program;
 use crate::table::Table;
@@ -194,8 +194,9 @@ async fn write(servers: Vec<String>, writer: usize, acknowledged: Arc<Mutex<Vec<
             continue;
         };
         let data = [b'x'; 100];
-        if client.call(&create(&path, &data)).await.is_err() {
-            continue;
+        match client.call(&create(&path, &data)).await {
+            Ok(_) | Err(ClientError::Server { error: ErrorCode::NodeExists, .. }) => {}
+            Err(_) => continue,
         }
         while client.submit(&Request::SetData { path: &path, data: Some(&data), version: -1 }).is_ok() {
             match timeout(Duration::from_secs(5), client.next_reply()).await {
