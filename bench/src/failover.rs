@@ -219,7 +219,7 @@ fn print(results: &[Gaps]) {
             Fault::Follower => "follower killed",
         };
         let cell = |gap: Option<&f64>| gap.map_or("-".into(), |gap| format!("{gap:.0}"));
-        let median = gaps_ms.get(gaps_ms.len() / 2);
+        let median = gaps_ms.get((gaps_ms.len() - 1) / 2);
         table.row([fault.into(), (*system).into(), cell(median), cell(gaps_ms.last())]);
     }
     println!("The longest time without an acknowledged write.\n\n{table}");

@@ -42,14 +42,16 @@ impl Succession {
             return;
         }
         tokio::time::sleep(TURN * turn).await;
+        // Whoever came before may have asked in vain, for want of the newest entries.
+        let now = *self.leadership.borrow();
+        if now.is_me || now.leader.is_some_and(|leader| leader != server) {
+            return;
+        }
         let vote = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             metrics.vote
         };
-        if *self.leadership.borrow() != leads || vote.leader_id.term != leads.term {
-            return;
-        }
         tracing::info!(
             leader = server,
             term = leads.term,
