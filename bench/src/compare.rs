@@ -3,16 +3,14 @@
 //! Three voters each, on this machine, with their data in one directory, and the same loads in turn. Both
 //! ensembles run all the time; the one that is not under load does next to nothing.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use crate::ensemble::{Ensemble, sync_time};
+use crate::ensemble::{Ensemble, System, Systems, sync_time};
 use crate::load::{Load, LoadReport, Operation, Shape};
-use crate::mesh::meridian_program;
 use crate::table::Table;
 
 /// Nothing that deserves the name of a disk syncs faster than in this many µs.
@@ -34,12 +32,8 @@ Needs a Java runtime. The fewer processors, the more the load generator takes fr
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CompareArgs {
-    /// ZooKeeper: its jar, its zkServer.sh, or the directory of a distribution
-    #[arg(long, value_name = "PATH", default_value = "/usr/share/java/zookeeper.jar")]
-    zookeeper: PathBuf,
-    /// The `meridian` program, if not the one next to this one
-    #[arg(long, value_name = "PATH")]
-    meridian: Option<PathBuf>,
+    #[command(flatten)]
+    systems: Systems,
     /// The loads: get, set, create, mixed:PERCENT. One more, set with one request outstanding on one
     /// connection, always comes first
     #[arg(long, value_name = "A,B,...", value_delimiter = ',', default_value = "set,create,get,mixed:90")]
@@ -49,9 +43,6 @@ pub struct CompareArgs {
     /// How often each load runs; the run with the middle throughput counts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
-    /// Where both keep their data, in a directory of its own that is removed at the end
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,21 +60,15 @@ impl CompareArgs {
 /// # Errors
 /// If an ensemble can't be started or loaded, or does not sync its writes to disk.
 pub async fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
-    let program = meridian_program(args.meridian.as_deref())?;
-    let parent = args.data.clone().unwrap_or_else(std::env::temp_dir);
-    let directory = tempfile::Builder::new()
-        .prefix("meridian-compare-")
-        .tempdir_in(&parent)
-        .with_context(|| format!("cannot keep data in {}", parent.display()))?;
+    let directory = args.systems.directory()?;
     let sync_us = sync_time(directory.path())?.as_secs_f64() * 1e6;
     ensure!(
         sync_us >= SYNC_US_MIN,
         "syncing a file in {} takes {sync_us:.1} µs: there is no disk behind it; name another place with --data",
-        parent.display()
+        args.systems.parent().display()
     );
-    let zookeeper = Ensemble::zookeeper(&args.zookeeper, directory.path())?;
-    let meridian = Ensemble::meridian(&program, directory.path())?;
-    let ensembles = [zookeeper, meridian];
+    let start = |system| args.systems.start(system, directory.path());
+    let ensembles = [start(System::ZooKeeper)?, start(System::Meridian)?];
     let outcome = async {
         for ensemble in &ensembles {
             ensemble.wait_until_serving().await?;

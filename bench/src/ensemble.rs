@@ -9,7 +9,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -17,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::client::{Client, ClientError};
 use crate::load::{Load, LoadReport};
+use crate::mesh::meridian_program;
 use crate::process::resident_bytes;
 
 /// Servers of each ensemble, all voters.
@@ -30,6 +33,56 @@ const JAVA_HEAP: &str = "-Xmx1000m";
 /// How often a sync is timed, and of how much.
 const SYNCS: usize = 100;
 const SYNC_BYTES: [u8; 200] = [b'm'; 200];
+
+/// The systems that are measured, and where they keep their data.
+#[derive(Debug, Args)]
+pub(crate) struct Systems {
+    /// ZooKeeper: its jar, its zkServer.sh, or the directory of a distribution
+    #[arg(long, value_name = "PATH", default_value = "/usr/share/java/zookeeper.jar")]
+    zookeeper: PathBuf,
+    /// The `meridian` program, if not the one next to this one
+    #[arg(long, value_name = "PATH")]
+    meridian: Option<PathBuf>,
+    /// Where the data is kept, in a directory of its own that is removed at the end
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+/// One of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    ZooKeeper,
+    Meridian,
+}
+
+impl System {
+    /// Those to measure, in this order.
+    pub(crate) fn measured(only_meridian: bool) -> &'static [Self] {
+        if only_meridian { &[Self::Meridian] } else { &[Self::ZooKeeper, Self::Meridian] }
+    }
+}
+
+impl Systems {
+    /// Where data is kept if nothing else is said.
+    pub(crate) fn parent(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// A new directory for data.
+    pub(crate) fn directory(&self) -> anyhow::Result<TempDir> {
+        let parent = self.parent();
+        let directory = tempfile::Builder::new().prefix("meridian-bench-").tempdir_in(&parent);
+        directory.with_context(|| format!("cannot keep data in {}", parent.display()))
+    }
+
+    /// Starts an ensemble.
+    pub(crate) fn start(&self, system: System, directory: &Path) -> anyhow::Result<Ensemble> {
+        match system {
+            System::ZooKeeper => Ensemble::zookeeper(&self.zookeeper, directory),
+            System::Meridian => Ensemble::meridian(&meridian_program(self.meridian.as_deref())?, directory),
+        }
+    }
+}
 
 /// Makes the command that starts a server, by its place and directory.
 type StartCommand = dyn Fn(usize, &Path) -> anyhow::Result<Command>;
@@ -45,7 +98,7 @@ pub(crate) struct Ensemble {
 
 impl Ensemble {
     /// Starts Apache ZooKeeper, with its defaults: it syncs every write.
-    pub(crate) fn zookeeper(path: &Path, directory: &Path) -> anyhow::Result<Self> {
+    fn zookeeper(path: &Path, directory: &Path) -> anyhow::Result<Self> {
         let class_path = class_path(path)?;
         let directory = directory.join("zookeeper");
         let ports = free_ports(3 * SERVERS)?;
@@ -77,7 +130,7 @@ impl Ensemble {
     }
 
     /// Starts a Meridian region on its own.
-    pub(crate) fn meridian(program: &Path, directory: &Path) -> anyhow::Result<Self> {
+    fn meridian(program: &Path, directory: &Path) -> anyhow::Result<Self> {
         let directory = directory.join("meridian");
         let ports = free_ports(3 * SERVERS)?;
         let (clients, others) = ports.split_at(SERVERS);

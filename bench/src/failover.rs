@@ -3,7 +3,6 @@
 //! Clients of all servers write all the time, one request outstanding each; whoever loses its server goes to
 //! the next one. What counts is the longest time in which nobody's write is acknowledged.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, ClientError, create};
-use crate::ensemble::Ensemble;
-use crate::mesh::meridian_program;
+use crate::ensemble::{Ensemble, System, Systems};
 use crate::table::Table;
 
 /// Writers per server.
@@ -41,12 +39,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct FailoverArgs {
-    /// ZooKeeper: its jar, its zkServer.sh, or the directory of a distribution
-    #[arg(long, value_name = "PATH", default_value = "/usr/share/java/zookeeper.jar")]
-    zookeeper: PathBuf,
-    /// The `meridian` program, if not the one next to this one
-    #[arg(long, value_name = "PATH")]
-    meridian: Option<PathBuf>,
+    #[command(flatten)]
+    systems: Systems,
     /// Leave ZooKeeper out
     #[arg(long)]
     only_meridian: bool,
@@ -56,9 +50,6 @@ pub struct FailoverArgs {
     /// How often each happens
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Where the data is kept, in a directory of its own that is removed at the end
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -91,18 +82,10 @@ struct Gaps {
 /// # Errors
 /// If an ensemble can't be started, or does not recover from a fault.
 pub async fn run(args: &FailoverArgs) -> anyhow::Result<ExitCode> {
-    let program = meridian_program(args.meridian.as_deref())?;
-    let parent = args.data.clone().unwrap_or_else(std::env::temp_dir);
-    let directory = tempfile::Builder::new().prefix("meridian-failover-").tempdir_in(&parent)?;
+    let directory = args.systems.directory()?;
     let mut results = Vec::new();
-    for is_meridian in [false, true] {
-        if !is_meridian && args.only_meridian {
-            continue;
-        }
-        let mut ensemble = match is_meridian {
-            true => Ensemble::meridian(&program, directory.path())?,
-            false => Ensemble::zookeeper(&args.zookeeper, directory.path())?,
-        };
+    for system in System::measured(args.only_meridian) {
+        let mut ensemble = args.systems.start(*system, directory.path())?;
         let measured = measure(args, &mut ensemble, &mut results).await;
         ensemble.stop().await;
         measured?;

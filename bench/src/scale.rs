@@ -1,7 +1,6 @@
 //! `meridian-bench scale`: what many znodes, sessions and watches cost an ensemble.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,8 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, create};
-use crate::ensemble::Ensemble;
-use crate::mesh::meridian_program;
+use crate::ensemble::{Ensemble, System, Systems};
 use crate::table::Table;
 
 /// Requests under way on a connection while much is written.
@@ -49,12 +47,8 @@ Needs three file descriptors for each session, and memory for both sides of each
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ScaleArgs {
-    /// ZooKeeper: its jar, its zkServer.sh, or the directory of a distribution
-    #[arg(long, value_name = "PATH", default_value = "/usr/share/java/zookeeper.jar")]
-    zookeeper: PathBuf,
-    /// The `meridian` program, if not the one next to this one
-    #[arg(long, value_name = "PATH")]
-    meridian: Option<PathBuf>,
+    #[command(flatten)]
+    systems: Systems,
     /// Leave ZooKeeper out
     #[arg(long)]
     only_meridian: bool,
@@ -70,9 +64,6 @@ pub struct ScaleArgs {
     /// Watches of as many paths, over a few connections
     #[arg(long, default_value_t = 10_000_000)]
     watches: usize,
-    /// Where the data is kept, in a directory of its own that is removed at the end
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -102,19 +93,11 @@ struct Figure {
 /// # Errors
 /// If an ensemble can't be started, or does not bear what is asked of it.
 pub async fn run(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
-    let program = meridian_program(args.meridian.as_deref())?;
-    let parent = args.data.clone().unwrap_or_else(std::env::temp_dir);
     let mut figures = Vec::new();
     for what in &args.what {
-        for is_meridian in [false, true] {
-            if !is_meridian && args.only_meridian {
-                continue;
-            }
-            let directory = tempfile::Builder::new().prefix("meridian-scale-").tempdir_in(&parent)?;
-            let ensemble = match is_meridian {
-                true => Ensemble::meridian(&program, directory.path())?,
-                false => Ensemble::zookeeper(&args.zookeeper, directory.path())?,
-            };
+        for system in System::measured(args.only_meridian) {
+            let directory = args.systems.directory()?;
+            let ensemble = args.systems.start(*system, directory.path())?;
             let mut scale = Scale { ensemble, figures: &mut figures };
             let measured = timeout(PATIENCE, scale.measure(*what, args)).await;
             scale.ensemble.stop().await;

@@ -6,7 +6,6 @@
 //! the old one stopped, with a higher [`Incarnation`] that shuts the old one out.
 
 use std::collections::BTreeMap;
-
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;

@@ -569,17 +569,8 @@ impl Federation {
             .iter()
             .flat_map(|outbox| outbox.requests.iter().map(|(n, p)| (*n, p.request.clone())))
             .collect();
-        for (sequence, request) in waiting {
-            let region = self.region;
-            let admitted = self
-                .orders
-                .get_mut(&orderer)
-                .is_some_and(|order| order.admit(region, sequence) == Admission::Next);
-            if admitted {
-                let content = Content::Request { region, sequence, request };
-                deliveries.extend(self.order(subtree, time_ms, content));
-            }
-        }
+        // An outbox has no gaps, so that all are ordered that were not ordered before.
+        self.order_requests(subtree, self.region, waiting, time_ms, &mut deliveries);
         deliveries
     }
 
@@ -746,16 +737,30 @@ impl Federation {
             return (Outcome::Refused, Vec::new());
         }
         let mut deliveries = Vec::new();
-        for (sequence, request) in (first..).zip(requests) {
-            let Some(order) = self.orders.get_mut(&orderer) else { return (Outcome::Refused, deliveries) };
+        let numbered = (first..).zip(requests);
+        let outcome = self.order_requests(subtree, region, numbered, time_ms, &mut deliveries);
+        (outcome, deliveries)
+    }
+
+    /// Orders the requests of a region, each once and none before those that come before it.
+    fn order_requests(
+        &mut self,
+        subtree: SubtreeId,
+        region: RegionId,
+        requests: impl IntoIterator<Item = (u64, Bytes)>,
+        time_ms: i64,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Outcome {
+        for (sequence, request) in requests {
+            let Some(order) = self.orders.get_mut(&Orderer::Home(subtree)) else { return Outcome::Refused };
             match order.admit(region, sequence) {
                 Admission::Repeated => continue,
-                Admission::Gap => return (Outcome::Gap, deliveries),
+                Admission::Gap => return Outcome::Gap,
                 Admission::Next => {}
             }
             deliveries.extend(self.order(subtree, time_ms, Content::Request { region, sequence, request }));
         }
-        (Outcome::Applied, deliveries)
+        Outcome::Applied
     }
 
     fn apply_mirror(

@@ -222,6 +222,19 @@ fn has(state: &State, path: &str) -> bool {
     state.tree.get(path).is_some()
 }
 
+/// Three regions of one server each.
+async fn three_regions(dir: &Path) -> Vec<Server> {
+    start_log();
+    let environment = Environment::production();
+    let authority = Authority::create(&*environment.clock, 2).unwrap();
+    let all = addresses(1);
+    let mut servers = Vec::new();
+    for region in 0..3 {
+        servers.push(Server::start(region, 0, &all, &authority, dir).await);
+    }
+    servers
+}
+
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
@@ -309,15 +322,8 @@ async fn regions_share_subtrees_and_survive_the_loss_of_leaders() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_home_of_a_subtree_moves_and_comes_back_while_all_regions_write() {
-    start_log();
     let dir = tempfile::tempdir().unwrap();
-    let environment = Environment::production();
-    let authority = Authority::create(&*environment.clock, 2).unwrap();
-    let all = addresses(1);
-    let mut servers = Vec::new();
-    for region in 0..3 {
-        servers.push(Server::start(region, 0, &all, &authority, dir.path()).await);
-    }
+    let mut servers = three_regions(dir.path()).await;
     for server in &mut servers {
         server.until("the table is formed", |s| has(s, "/shared")).await;
         server.open_session().await;
@@ -383,15 +389,8 @@ async fn the_home_of_a_subtree_moves_and_comes_back_while_all_regions_write() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_that_differs_from_its_home_is_mended() {
-    start_log();
     let dir = tempfile::tempdir().unwrap();
-    let environment = Environment::production();
-    let authority = Authority::create(&*environment.clock, 2).unwrap();
-    let all = addresses(1);
-    let mut servers = Vec::new();
-    for region in 0..3 {
-        servers.push(Server::start(region, 0, &all, &authority, dir.path()).await);
-    }
+    let mut servers = three_regions(dir.path()).await;
     for server in &servers {
         server.until("the table is formed", |s| has(s, "/shared")).await;
     }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use meridian_seam::{codec, limits};
+use meridian_seam::codec;
 use serde_json::{Value, json};
 
-use super::send_admin;
+use super::{AdminArgs, send_admin};
 use crate::import::{Found, files, live};
-use crate::txn::import::{Import, ImportedZnode};
+use crate::txn::import::Import;
+use crate::txn::snapshot::batches;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,15 +43,11 @@ pub(super) struct ImportArgs {
     /// What the importing client proves to be, as with addauth: `digest:user:password`
     #[arg(long, value_name = "SCHEME:CREDENTIALS", requires = "live")]
     auth: Vec<String>,
-    /// The admin address of any server of the region
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", env = "MERIDIAN_ADMIN")]
-    admin: String,
+    #[command(flatten)]
+    server: AdminArgs,
     /// Only read and report
     #[arg(long)]
     dry_run: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn run(args: &ImportArgs) -> anyhow::Result<ExitCode> {
@@ -63,10 +60,10 @@ pub(super) fn run(args: &ImportArgs) -> anyhow::Result<ExitCode> {
         differing: Vec::new(),
     };
     if !args.dry_run {
-        report.import(&args.admin)?;
-        report.verify(&args.admin)?;
+        report.import(&args.server.admin)?;
+        report.verify(&args.server.admin)?;
     }
-    if args.json {
+    if args.server.json {
         println!("{}", report.json())
     } else {
         print!("{}", report.text(args.dry_run))
@@ -163,18 +160,8 @@ impl Report<'_> {
 
 /// The znodes in pieces of a bounded size.
 fn chunks(found: &Found) -> impl Iterator<Item = Import> {
-    let mut znodes = found.znodes.values().peekable();
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let mut chunk: Vec<ImportedZnode> = Vec::new();
-        while let Some(znode) =
-            znodes.next_if(|z| chunk.is_empty() || bytes + z.weight() <= limits::SNAPSHOT_CHUNK_BYTES)
-        {
-            bytes += znode.weight();
-            chunk.push(znode.clone());
-        }
-        (!chunk.is_empty()).then_some(Import { zxid: found.zxid, znodes: chunk })
-    })
+    let pieces = batches(found.znodes.values(), |znode| znode.weight());
+    pieces.map(|znodes| Import { zxid: found.zxid, znodes: znodes.into_iter().cloned().collect() })
 }
 
 fn post_chunk(admin: &str, path: &str, chunk: &Import) -> anyhow::Result<Value> {

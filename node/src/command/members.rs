@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ask_admin, post_admin};
+use super::{AdminArgs, ask_admin, post_admin};
+use crate::txn::ensemble::{Member, Role};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,18 +26,8 @@ Every command may ask any server of the region; the admin address is the one of 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct MembersArgs {
-    /// The admin address of any server of the region
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:8080",
-        env = "MERIDIAN_ADMIN"
-    )]
-    admin: String,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    server: AdminArgs,
     #[command(subcommand)]
     action: Option<Action>,
 }
@@ -85,37 +76,37 @@ enum Action {
 
 pub(super) fn run(args: &MembersArgs) -> anyhow::Result<ExitCode> {
     let answer = match &args.action {
-        None | Some(Action::List) => ask_admin(&args.admin, "/members")?,
-        Some(Action::Lead { server }) => post_admin(&args.admin, "/leader", &json!({ "server": server }))?,
+        None | Some(Action::List) => ask_admin(&args.server.admin, "/members")?,
+        Some(Action::Lead { server }) => {
+            post_admin(&args.server.admin, "/leader", &json!({ "server": server }))?
+        }
         Some(Action::Remove { servers }) => {
             let numbers: Vec<String> = servers.iter().map(u8::to_string).collect();
-            post_admin(&args.admin, "/members", &json!({ "leaving": numbers.join(",") }))?
+            post_admin(&args.server.admin, "/members", &json!({ "leaving": numbers.join(",") }))?
         }
         Some(Action::Add { server, client, observer }) => {
             let (number, address) = server.split_once('=').context("write the server as N=HOST:PORT")?;
             let port = address.rsplit_once(':').map(|(_, port)| port);
-            let port = port.context("the address of the server needs a port: N=HOST:PORT")?;
-            let role = if *observer { "observer" } else { "participant" };
-            let joining = format!("server.{number}={address}:{port}:{role};{client}");
-            post_admin(&args.admin, "/members", &json!({ "joining": joining }))?
+            port.context("the address of the server needs a port: N=HOST:PORT")?;
+            let role = if *observer { Role::Observer } else { Role::Voter };
+            let joining =
+                format!("server.{number}={}", Member::new(role, address.into(), Some(client.clone())));
+            post_admin(&args.server.admin, "/members", &json!({ "joining": joining }))?
         }
-        Some(Action::Promote { server }) => change_role(&args.admin, *server, "participant")?,
-        Some(Action::Demote { server }) => change_role(&args.admin, *server, "observer")?,
+        Some(Action::Promote { server }) => change_role(&args.server.admin, *server, Role::Voter)?,
+        Some(Action::Demote { server }) => change_role(&args.server.admin, *server, Role::Observer)?,
     };
-    if args.json {
-        println!("{answer}");
-    } else {
-        print!("{}", table(&serde_json::from_str(&answer)?));
-    }
+    args.server.print(&answer, table)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn change_role(admin: &str, server: u8, role: &str) -> anyhow::Result<String> {
+fn change_role(admin: &str, server: u8, role: Role) -> anyhow::Result<String> {
     let now: Value = serde_json::from_str(&ask_admin(admin, "/members")?)?;
     let mut lines = Vec::new();
     let mut found = false;
     for member in now["members"].as_array().into_iter().flatten() {
-        let mut specification = member["specification"].as_str().unwrap_or_default().to_string();
+        let specification = member["specification"].as_str().unwrap_or_default();
+        let mut specified: Member = specification.parse().map_err(anyhow::Error::msg)?;
         anyhow::ensure!(
             member["client"].is_string(),
             "the client address of server {} is not known: `meridian members add` tells it",
@@ -123,10 +114,9 @@ fn change_role(admin: &str, server: u8, role: &str) -> anyhow::Result<String> {
         );
         if member["server"] == server {
             found = true;
-            specification = specification.replace(":participant", ":ROLE").replace(":observer", ":ROLE");
-            specification = specification.replace(":ROLE", &format!(":{role}"));
+            specified.role = role;
         }
-        lines.push(format!("server.{}={specification}", member["server"]));
+        lines.push(format!("server.{}={specified}", member["server"]));
     }
     anyhow::ensure!(found, "server {server} is not a member; `meridian members` shows who is");
     post_admin(admin, "/members", &json!({ "new_members": lines.join("\n"), "version": now["version"] }))

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ask_admin, post_admin};
+use super::{AdminArgs, ask_admin, post_admin};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,18 +21,8 @@ trips. The other region must be reachable.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct MeshArgs {
-    /// The admin address of a server
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:8080",
-        env = "MERIDIAN_ADMIN"
-    )]
-    admin: String,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    server: AdminArgs,
     #[command(subcommand)]
     action: Option<Action>,
 }
@@ -57,19 +47,15 @@ enum Action {
 
 pub(super) fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
     let answer = match &args.action {
-        None | Some(Action::Show) => ask_admin(&args.admin, "/mesh")?,
+        None | Some(Action::Show) => ask_admin(&args.server.admin, "/mesh")?,
         Some(Action::Home { path, region }) => {
-            post_admin(&args.admin, "/mesh/home", &json!({ "path": path, "region": region }))?
+            post_admin(&args.server.admin, "/mesh/home", &json!({ "path": path, "region": region }))?
         }
         Some(Action::Lead { region }) => {
-            post_admin(&args.admin, "/mesh/leader", &json!({ "region": region }))?
+            post_admin(&args.server.admin, "/mesh/leader", &json!({ "region": region }))?
         }
     };
-    if args.json {
-        println!("{answer}");
-    } else {
-        print!("{}", text(&serde_json::from_str(&answer)?));
-    }
+    args.server.print(&answer, text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -82,6 +82,34 @@ fn start_log(config: &LogConfig) -> anyhow::Result<()> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+/// Which server is asked, and how its answer is printed.
+#[derive(Debug, Args)]
+struct AdminArgs {
+    /// The admin address of a server of the region
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:8080",
+        env = "MERIDIAN_ADMIN"
+    )]
+    admin: String,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl AdminArgs {
+    /// Prints an answer, as it is or as text.
+    fn print(&self, answer: &str, text: impl Fn(&serde_json::Value) -> String) -> anyhow::Result<()> {
+        match self.json {
+            true => println!("{answer}"),
+            false => print!("{}", text(&serde_json::from_str(answer)?)),
+        }
+        Ok(())
+    }
 }
 
 /// The answer of a server's HTTP endpoint.

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::machine::View;
 use super::peers::Peers;
 use super::proposer::Proposer;
-use super::{Leadership, Raft, RegionConfig};
+use super::{Leadership, Raft, RegionConfig, Roster};
 use crate::txn::Command;
 use crate::txn::ensemble::{Ensemble, Members, Role};
 use meridian_bridge::engine::TypeConfig;
@@ -278,9 +278,9 @@ impl Membership {
     /// Forms the group from the configured voters. Every voter does so with the same set; only the first
     /// election tells who leads.
     async fn form(&self) {
-        let voters = self.config.members.iter().filter(|(_, member)| member.role == Role::Voter);
+        let voters = self.config.voters();
         let members: BTreeMap<u64, BasicNode> =
-            voters.map(|(number, member)| (u64::from(*number), BasicNode::new(&member.address))).collect();
+            voters.map(|(number, member)| (number, BasicNode::new(&member.address))).collect();
         self.admitted.store(true, Ordering::Release);
         match self.raft.initialize(members).await {
             // The second: another voter was quicker and its entries have already arrived.
@@ -346,7 +346,7 @@ struct Leading {
 impl Leading {
     /// Whether servers have come nearer to the end of the log lately.
     fn gets_on(&mut self, behind: &BTreeSet<u64>, group: &Group) -> bool {
-        let reached: u64 = behind.iter().filter_map(|server| group.matched.get(server)).sum();
+        let reached: u64 = behind.iter().filter_map(|server| group.matched(*server)).sum();
         match self.progress {
             Some((before, since)) if before == reached => since.elapsed() < STALLED_AFTER,
             _ => {
@@ -358,36 +358,57 @@ impl Leading {
 }
 
 /// The group as the engine has it.
-struct Group {
+pub(super) struct Group {
     voters: BTreeSet<u64>,
     learners: BTreeSet<u64>,
     /// Whether a change of voters is half done.
     joint: bool,
     /// Whether all of it is applied here, and so committed.
     settled: bool,
-    matched: BTreeMap<u64, u64>,
+    /// How much of the log each server is known to have, if that is known: at the leader.
+    progress: BTreeMap<u64, Option<u64>>,
     last: u64,
 }
 
 impl Group {
-    fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+    pub(super) fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
         let members = &metrics.membership_config;
         let voters: BTreeSet<u64> = members.voter_ids().collect();
         let nodes = members.nodes().map(|(id, _)| *id);
         let applied = metrics.last_applied.map(|id| id.index());
-        let matched = metrics.replication.iter().flatten();
+        let progress = metrics.replication.iter().flatten();
         Self {
             learners: nodes.filter(|id| !voters.contains(id)).collect(),
             joint: members.get_joint_config().len() != 1,
             settled: members.log_id().map(|id| id.index()) <= applied,
             voters,
-            matched: matched.filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index()))).collect(),
+            progress: progress.map(|(id, matched)| (*id, matched.as_ref().map(|id| id.index()))).collect(),
             last: metrics.last_log_index.unwrap_or(0),
         }
     }
 
+    /// The same for operators.
+    pub(super) fn roster(self) -> Roster {
+        let behind = |matched: u64| self.last.saturating_sub(matched);
+        Roster {
+            settled: self.settled && !self.joint,
+            lag_entries: self
+                .progress
+                .iter()
+                .map(|(id, matched)| (*id, behind(matched.unwrap_or(0))))
+                .collect(),
+            voters: self.voters,
+            learners: self.learners,
+        }
+    }
+
+    /// How much of the log a server is known to have.
+    fn matched(&self, server: u64) -> Option<u64> {
+        self.progress.get(&server).copied().flatten()
+    }
+
     fn is_up_to_date(&self, server: u64) -> bool {
-        self.matched.get(&server).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= self.last)
+        self.matched(server).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= self.last)
     }
 }
 
@@ -507,7 +528,7 @@ impl Membership {
             }
         };
         let heir = voters.iter().filter(|server| **server != own && group.voters.contains(server));
-        if let (false, Some(heir)) = (voters.contains(&own), heir.max_by_key(|id| group.matched.get(id))) {
+        if let (false, Some(heir)) = (voters.contains(&own), heir.max_by_key(|id| group.matched(**id))) {
             tracing::info!(heir, "this server is to vote no longer: another takes the lead");
             return self
                 .raft

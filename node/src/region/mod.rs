@@ -40,10 +40,10 @@ use tokio::task::JoinSet;
 
 use crate::log::{Log, LogHandle, LogOptions};
 use crate::snapshot::SnapshotStore;
-use crate::txn::ensemble::{Members, Role};
+use crate::txn::ensemble::{Member, Members, Role};
 use crate::txn::{Caller, Command, Effects, Me, State};
 use machine::Machine;
-use members::{Directory, Membership};
+use members::{Directory, Group, Membership};
 use peers::Peers;
 use proposer::Proposer;
 use store::Store;
@@ -186,9 +186,14 @@ impl RegionConfig {
         self.storage.log_dir.clone().unwrap_or_else(|| self.data_dir.join("log"))
     }
 
-    fn voter_numbers(&self) -> BTreeSet<u64> {
+    /// Those that are to vote when the region is formed.
+    fn voters(&self) -> impl Iterator<Item = (u64, &Member)> {
         let voters = self.members.iter().filter(|(_, member)| member.role == Role::Voter);
-        voters.map(|(number, _)| u64::from(*number)).collect()
+        voters.map(|(number, member)| (u64::from(*number), member))
+    }
+
+    fn voter_numbers(&self) -> BTreeSet<u64> {
+        self.voters().map(|(number, _)| number).collect()
     }
 
     /// Where the others reach this server.
@@ -511,18 +516,7 @@ impl Region {
     pub fn roster(&self) -> Roster {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
-        let learners: BTreeSet<u64> =
-            metrics.membership_config.nodes().map(|(id, _)| *id).filter(|id| !voters.contains(id)).collect();
-        let last = metrics.last_log_index.unwrap_or(0);
-        let matched = metrics.replication.iter().flatten();
-        let behind = |matched: Option<u64>| last.saturating_sub(matched.unwrap_or(0));
-        let lag_entries =
-            matched.map(|(id, matched)| (*id, behind(matched.as_ref().map(|id| id.index())))).collect();
-        let members = &metrics.membership_config;
-        let settled = members.get_joint_config().len() == 1
-            && members.log_id().map(|id| id.index()) <= metrics.last_applied.map(|id| id.index());
-        Roster { voters, learners, settled, lag_entries }
+        Group::of(&metrics).roster()
     }
 
     /// Stops taking part, after handing leadership over if there is somebody to take it. What was

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::commands::{self, Refusal};
 use super::connection::Service;
+use super::http::{read_json, refuse, respond};
 use super::{backup, import, members, words};
 
 /// JSON answers by path (`/rtt`), which other parts of a server add as they start. Clones share them.
@@ -110,10 +111,6 @@ impl axum::serve::Listener for Accept {
     }
 }
 
-fn json_response(status: StatusCode, value: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
-}
-
 async fn health(State(admin): State<Admin>) -> Response {
     let failure = admin.service.region.failure().borrow().clone();
     let leader = admin.service.region.leadership().borrow().leader;
@@ -125,7 +122,7 @@ async fn health(State(admin): State<Admin>) -> Response {
         }
         (None, Some(leader)) => (StatusCode::OK, json!({"healthy": true, "leader": leader})),
     };
-    json_response(status, &value)
+    respond(status, &value)
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -137,7 +134,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn digest(State(admin): State<Admin>) -> Response {
-    json_response(StatusCode::OK, &commands::digests(&admin.service))
+    respond(StatusCode::OK, &commands::digests(&admin.service))
 }
 
 /// A list of links, as ZooKeeper's.
@@ -165,7 +162,7 @@ async fn command(
             (StatusCode::BAD_REQUEST, json!({ "command": command, "error": error }))
         }
     };
-    json_response(status, &answer)
+    respond(status, &answer)
 }
 
 async fn other(
@@ -179,19 +176,17 @@ async fn other(
         && admin.for_changes
         && let Some(action) = admin.routes.action(uri.path())
     {
-        let asked = match members::read(&headers, &body) {
+        let asked = match read_json(&headers, &body) {
             Ok(asked) => asked,
             Err(response) => return *response,
         };
         return match action(asked).await {
-            Ok(answer) => json_response(StatusCode::OK, &answer),
-            Err(error) => json_response(StatusCode::CONFLICT, &json!({ "error": error })),
+            Ok(answer) => respond(StatusCode::OK, &answer),
+            Err(error) => refuse(StatusCode::CONFLICT, &error),
         };
     }
     match admin.routes.get(uri.path()) {
-        Some(answer) => json_response(StatusCode::OK, &answer()),
-        None => {
-            json_response(StatusCode::NOT_FOUND, &json!({"error": format!("there is no {}", uri.path())}))
-        }
+        Some(answer) => respond(StatusCode::OK, &answer()),
+        None => refuse(StatusCode::NOT_FOUND, &format!("there is no {}", uri.path())),
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::connection::Service;
-use super::members::{refuse, respond};
+use super::http::{expect_type, refuse, respond};
 use crate::txn::import::ImportedZnode;
 use crate::txn::restore::{Restore, restorable};
 use crate::txn::{Command, State as RegionState, snapshot};
@@ -82,11 +82,9 @@ impl Write for Chunks {
 
 /// Takes what [`take`] gave, checks that it is whole, and puts it in the place of what is here.
 async fn restore(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Response {
-    // A page in a browser can't send this type without asking first.
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    if kind != Some(SNAPSHOT_TYPE) {
-        let advice = "send a snapshot with content-type: application/octet-stream";
-        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, advice);
+    let advice = "send a snapshot with content-type: application/octet-stream";
+    if let Err(refusal) = expect_type(&headers, |kind| kind == SNAPSHOT_TYPE, advice) {
+        return *refusal;
     }
     let state = match receive(body).await {
         Ok(state) => state,
@@ -126,18 +124,10 @@ async fn put_back(service: &Service, state: &RegionState) -> io::Result<u64> {
     let transfer = u64::from_be_bytes(random);
     let propose = |step| async { service.region.propose_anywhere(&Command::Restore(step)).await };
     propose(Restore::Begin { transfer }).await?;
-    let (mut count, mut bytes, mut piece) = (0, 0, Vec::new());
-    for znode in restorable(state) {
-        let weight = ImportedZnode::weight(&znode);
-        if bytes + weight > limits::SNAPSHOT_CHUNK_BYTES && !piece.is_empty() {
-            propose(Restore::Put { transfer, znodes: std::mem::take(&mut piece) }).await?;
-            bytes = 0;
-        }
-        (count, bytes) = (count + 1, bytes + weight);
-        piece.push(znode);
-    }
-    if !piece.is_empty() {
-        propose(Restore::Put { transfer, znodes: piece }).await?;
+    let mut count = 0;
+    for znodes in snapshot::batches(restorable(state), ImportedZnode::weight) {
+        count += znodes.len() as u64;
+        propose(Restore::Put { transfer, znodes }).await?;
     }
     propose(Restore::Finish { transfer, znodes: count, zxid: state.zxid }).await?;
     Ok(count)

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
 use meridian_seam::{codec, limits};
 use serde_json::json;
 
 use super::connection::Service;
-use super::members::{refuse, respond};
+use super::http::{expect_type, refuse, respond};
 use crate::txn::Command;
 use crate::txn::import::{Import, ImportedZnode};
 
@@ -71,10 +71,6 @@ async fn compare(State(service): State<Arc<Service>>, headers: HeaderMap, body: 
 }
 
 fn read(headers: &HeaderMap, body: &Bytes) -> Result<Import, Box<Response>> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    if kind != Some(IMPORT_TYPE) {
-        let reason = "znodes are imported with `meridian import`";
-        return Err(Box::new(refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason)));
-    }
+    expect_type(headers, |kind| kind == IMPORT_TYPE, "znodes are imported with `meridian import`")?;
     codec::decode(body).map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, &error.to_string())))
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::connection::Service;
+use super::http::{read_json, refuse, respond};
 use crate::txn::ensemble::{self, Role};
 
 /// `GET /members`, `POST /members`, `POST /leader`.
@@ -78,7 +79,7 @@ fn report(service: &Service) -> Value {
 }
 
 async fn change_members(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
-    let change: Change = match read(&headers, &body) {
+    let change: Change = match read_json(&headers, &body) {
         Ok(change) => change,
         Err(response) => return *response,
     };
@@ -112,7 +113,7 @@ async fn transfer_leadership(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let Transfer { server } = match read(&headers, &body) {
+    let Transfer { server } = match read_json(&headers, &body) {
         Ok(transfer) => transfer,
         Err(response) => return *response,
     };
@@ -120,29 +121,4 @@ async fn transfer_leadership(
         Ok(()) => respond(StatusCode::OK, &report(&service)),
         Err(error) => refuse(StatusCode::CONFLICT, &error.to_string()),
     }
-}
-
-/// Reads JSON. It must say that it is JSON: a page in a browser can't send that without asking first.
-pub(super) fn read<T: for<'a> Deserialize<'a>>(
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<T, Box<Response>> {
-    let is_json = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
-        .is_some_and(|kind| kind.starts_with("application/json"));
-    if !is_json {
-        let advice = "send JSON with content-type: application/json";
-        return Err(Box::new(refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, advice)));
-    }
-    serde_json::from_slice(body)
-        .map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, &error.to_string())))
-}
-
-pub(super) fn refuse(status: StatusCode, reason: &str) -> Response {
-    respond(status, &json!({ "error": reason }))
-}
-
-pub(super) fn respond(status: StatusCode, value: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

@@ -9,6 +9,7 @@ mod backup;
 mod client;
 mod commands;
 mod connection;
+mod http;
 mod hub;
 mod import;
 mod lease;

@@ -249,7 +249,6 @@ impl FromStr for Member {
         // The role stands behind the last address.
         let role = match servers.rsplit(':').next() {
             Some(role) if role.eq_ignore_ascii_case("observer") => Role::Observer,
-            Some(role) if role.eq_ignore_ascii_case("participant") => Role::Voter,
             _ => Role::Voter,
         };
         let first = ["observer", "participant"]

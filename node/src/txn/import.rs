@@ -9,6 +9,7 @@ use meridian_wire::{EventType, validate_path};
 use serde::{Deserialize, Serialize};
 
 use super::request::Event;
+use super::snapshot::weight_of;
 use crate::tree::{Acl, Lifetime, Times, Tree, Znode, split_path};
 
 /// Znodes to take, parents before their children.
@@ -38,8 +39,7 @@ pub struct ImportedZnode {
 impl ImportedZnode {
     /// About the bytes it takes.
     pub fn weight(&self) -> usize {
-        let acl: usize = self.acl.iter().map(|a| a.scheme.len() + a.id.len() + 8).sum();
-        self.path.len() + self.data.as_ref().map_or(0, Bytes::len) + acl + 64
+        weight_of(&self.path, self.data.as_ref(), &self.acl)
     }
 
     /// Why it can't be taken; `known` says whether a path exists or comes before this one.

@@ -65,8 +65,7 @@ impl ZnodeRecord {
 
     /// About the length of the encoded record, for cutting batches.
     fn weight(&self) -> usize {
-        let acl: usize = self.acl.iter().map(|a| a.scheme.len() + a.id.len() + 8).sum();
-        self.path.len() + self.data.as_ref().map_or(0, Bytes::len) + acl + 64
+        weight_of(&self.path, self.data.as_ref(), &self.acl)
     }
 
     fn into_znode(self) -> (Arc<str>, Znode) {
@@ -82,8 +81,17 @@ impl ZnodeRecord {
     }
 }
 
+/// About the bytes that a znode takes.
+pub(super) fn weight_of(path: &str, data: Option<&Bytes>, acl: &[Acl]) -> usize {
+    let acl: usize = acl.iter().map(|a| a.scheme.len() + a.id.len() + 8).sum();
+    path.len() + data.map_or(0, Bytes::len) + acl + 64
+}
+
 /// Cuts items into batches of about [`limits::SNAPSHOT_CHUNK_BYTES`].
-fn batches<T>(items: impl Iterator<Item = T>, weight: impl Fn(&T) -> usize) -> impl Iterator<Item = Vec<T>> {
+pub(crate) fn batches<T>(
+    items: impl Iterator<Item = T>,
+    weight: impl Fn(&T) -> usize,
+) -> impl Iterator<Item = Vec<T>> {
     let mut items = items.peekable();
     std::iter::from_fn(move || {
         let mut bytes = 0;
