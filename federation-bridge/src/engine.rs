@@ -322,21 +322,32 @@ fn weight(entry: &Entry) -> usize {
 /// How long a log may grow.
 #[derive(Clone, Copy, Debug)]
 pub struct LogBounds {
-    /// Bytes of new entries after which a snapshot is taken: bounds the time of a restart.
+    /// Bytes of new entries after which a snapshot is taken: bounds the time of a restart, and the memory that
+    /// entries take. Half of what the snapshot holds if that is more, up to eight times as much: so that what
+    /// is written for snapshots stays in proportion to what is written for entries.
     pub bytes_per_snapshot: usize,
     /// Bytes of entries kept behind a snapshot for members that lag a little.
     pub bytes_kept: usize,
+}
+
+impl LogBounds {
+    fn bytes_before_snapshot(&self, content_bytes: u64) -> usize {
+        let half = usize::try_from(content_bytes / 2).unwrap_or(usize::MAX);
+        half.clamp(self.bytes_per_snapshot, self.bytes_per_snapshot.saturating_mul(8))
+    }
 }
 
 /// How often a log's length is looked at.
 const LOG_CARE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Takes snapshots as a log grows and purges what they cover, by bytes; the engine itself counts entries,
-/// which differ in size by five orders of magnitude. Ends with the engine.
+/// which differ in size by five orders of magnitude. `content_bytes` tells about how much a snapshot holds. Ends
+/// with the engine.
 pub async fn bound_log<SM: RaftStateMachine<TypeConfig>>(
     raft: openraft::Raft<TypeConfig, SM>,
     memory: Arc<parking_lot::Mutex<LogMemory>>,
     bounds: LogBounds,
+    content_bytes: impl Fn() -> u64,
 ) {
     let mut interval = tokio::time::interval(LOG_CARE_INTERVAL);
     let mut asked_at = 0;
@@ -348,7 +359,7 @@ pub async fn bound_log<SM: RaftStateMachine<TypeConfig>>(
         };
         asked_at = asked_at.min(bytes);
         let mut cared = Ok(());
-        if bytes > asked_at + bounds.bytes_per_snapshot {
+        if bytes > asked_at + bounds.bytes_before_snapshot(content_bytes()) {
             asked_at = bytes;
             cared = raft.trigger().snapshot().await;
         }

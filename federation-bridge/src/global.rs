@@ -123,7 +123,7 @@ impl GlobalGroup {
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
         }
-        tokio::spawn(engine::bound_log(raft.clone(), memory, log_bounds));
+        tokio::spawn(engine::bound_log(raft.clone(), memory, log_bounds, || 0));
         Ok(Self { raft })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use meridian_bridge::mesh::{LOCAL, Mode, SubtreeId};
 use meridian_node::region::View;
-use meridian_node::tree::Znode;
+use meridian_node::tree::ZnodeRef;
 use meridian_node::txn::{State, sessions_of_region};
 
 use super::history::History;
@@ -85,12 +85,11 @@ fn expect_owners_to_live(state: &State) -> Option<String> {
 
 /// The first znode, by path, in which two states of a subtree differ.
 fn first_difference(subtree: SubtreeId, first: &State, second: &State) -> String {
-    let of = |state: &State| -> BTreeMap<Arc<str>, Arc<Znode>> {
-        let inside = state.tree.iter().filter(|(path, _)| state.mesh.subtree_of(path) == subtree);
-        inside.map(|(path, znode)| (path.clone(), znode.clone())).collect()
-    };
-    let (first, second) = (of(first), of(second));
-    let paths: BTreeSet<&Arc<str>> = first.keys().chain(second.keys()).collect();
+    fn of(state: &State, subtree: SubtreeId) -> BTreeMap<&str, ZnodeRef<'_>> {
+        state.tree.iter().filter(|(path, _)| state.mesh.subtree_of(path) == subtree).collect()
+    }
+    let (first, second) = (of(first, subtree), of(second, subtree));
+    let paths: BTreeSet<&&str> = first.keys().chain(second.keys()).collect();
     let differs = paths.into_iter().find(|path| first.get(*path) != second.get(*path));
     differs.map_or_else(
         || "no znode differs".into(),

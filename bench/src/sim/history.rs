@@ -485,7 +485,7 @@ impl Content {
                     "the create of {data} (told {made:?}, taken {taken:?}) is there {count} times"
                 ));
             }
-            let there = made.as_ref().and_then(|(_, path)| state.tree.get(path)?.data.clone());
+            let there = made.as_ref().and_then(|(_, path)| state.tree.get(path)?.data);
             if there.is_some_and(|there| there != data.as_bytes()) {
                 found.push(format!("{made:?} was told to be {data}'s and is not"));
             }

@@ -102,7 +102,7 @@ impl Default for Storage {
         Self {
             log: LogOptions::default(),
             log_dir: None,
-            log_bounds: LogBounds { bytes_per_snapshot: 128 << 20, bytes_kept: 64 << 20 },
+            log_bounds: LogBounds { bytes_per_snapshot: 32 << 20, bytes_kept: 32 << 20 },
             entries_per_snapshot: 100_000,
         }
     }
@@ -314,7 +314,9 @@ impl Region {
             succession,
             sink,
         ));
-        tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds));
+        let content = view.clone();
+        let content_bytes = move || content.load().state.tree.data_bytes();
+        tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds, content_bytes));
         tasks.spawn(membership.clone().run());
         let tasks = Arc::new(parking_lot::Mutex::new(tasks));
         Ok(Self {

@@ -11,7 +11,7 @@ use meridian_wire::{
 
 use crate::region::View;
 use crate::session::Watch;
-use crate::tree::{Tree, Znode};
+use crate::tree::{Tree, ZnodeRef};
 use crate::txn::acl::{self, Identities};
 
 /// Who reads.
@@ -47,14 +47,15 @@ impl Reader<'_> {
             Request::Exists { path, .. } => self.readable(tree, path)?.stat().encode(out),
             Request::GetData { path, .. } => {
                 let znode = self.readable(tree, path)?;
-                Response::Data { data: znode.data.as_deref(), stat: znode.stat() }.encode(out);
+                Response::Data { data: znode.data, stat: znode.stat() }.encode(out);
             }
             Request::GetChildren { path, .. } => {
-                encode_names(self.readable(tree, path)?.children.iter().map(|name| &**name), out);
+                self.readable(tree, path)?;
+                encode_names(tree.children(path), out);
             }
             Request::GetChildren2 { path, .. } => {
                 let znode = self.readable(tree, path)?;
-                encode_names(znode.children.iter().map(|name| &**name), out);
+                encode_names(tree.children(path), out);
                 znode.stat().encode(out);
             }
             Request::GetAcl { path } => self.acl(tree, path, out)?,
@@ -75,13 +76,9 @@ impl Reader<'_> {
     }
 
     /// The znode, if the client may read it. A path that can't be has no znode.
-    pub(super) fn readable<'t>(&self, tree: &'t Tree, path: &str) -> Result<&'t Znode, ErrorCode> {
+    pub(super) fn readable<'t>(&self, tree: &'t Tree, path: &str) -> Result<ZnodeRef<'t>, ErrorCode> {
         let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
-        if acl::permits(&znode.acl, perms::READ, self.identities) {
-            Ok(znode)
-        } else {
-            Err(ErrorCode::NoAuth)
-        }
+        if acl::permits(znode.acl, perms::READ, self.identities) { Ok(znode) } else { Err(ErrorCode::NoAuth) }
     }
 
     /// The watch that a read leaves, by what it finds.
@@ -102,8 +99,8 @@ impl Reader<'_> {
 
     fn acl(&self, tree: &Tree, path: &str, out: &mut BytesMut) -> Result<(), ErrorCode> {
         let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
-        let is_admin = acl::permits(&znode.acl, perms::ADMIN, self.identities);
-        if !is_admin && !acl::permits(&znode.acl, perms::READ, self.identities) {
+        let is_admin = acl::permits(znode.acl, perms::ADMIN, self.identities);
+        if !is_admin && !acl::permits(znode.acl, perms::READ, self.identities) {
             return Err(ErrorCode::NoAuth);
         }
         let ids: Vec<Cow<'_, str>> =
@@ -126,14 +123,14 @@ impl Reader<'_> {
             let (result, bytes) = match operation {
                 Request::GetData { path, .. } => match self.readable(tree, path) {
                     Ok(z) => {
-                        let bytes = z.data.as_ref().map_or(0, bytes::Bytes::len);
-                        (OpResult::GetData { data: z.data.as_deref(), stat: z.stat() }, bytes)
+                        let bytes = z.data.map_or(0, <[u8]>::len);
+                        (OpResult::GetData { data: z.data, stat: z.stat() }, bytes)
                     }
                     Err(error) => (OpResult::Error(error), 0),
                 },
                 Request::GetChildren { path, .. } => match self.readable(tree, path) {
-                    Ok(z) => {
-                        let names: Vec<&str> = z.children.iter().map(|name| &**name).collect();
+                    Ok(_) => {
+                        let names: Vec<&str> = tree.children(path).collect();
                         let bytes = names.iter().map(|name| name.len() + 4).sum();
                         (OpResult::GetChildren(names), bytes)
                     }
@@ -201,8 +198,7 @@ fn descendants(tree: &Tree, path: &str) -> i32 {
     let mut count = 0_i32;
     let mut left = vec![path.to_string()];
     while let Some(path) = left.pop() {
-        let Some(znode) = tree.get(&path) else { continue };
-        for name in &znode.children {
+        for name in tree.children(&path) {
             count = count.saturating_add(1);
             left.push(format!("{path}/{name}"));
         }

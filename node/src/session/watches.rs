@@ -371,11 +371,10 @@ mod tests {
     fn tree() -> Tree {
         let mut tree = State::new(1).tree;
         for (path, zxid) in [("/old", 3), ("/new", 7)] {
-            let mut znode = (**tree.get("/").unwrap()).clone();
-            znode.children = imbl::OrdSet::new();
+            let mut znode = tree.get("/").unwrap().to_owned();
             znode.times.mzxid = zxid;
             znode.times.pzxid = zxid;
-            tree.put(path.into(), znode);
+            tree.put(path, znode.as_ref());
         }
         tree
     }

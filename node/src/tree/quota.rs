@@ -85,7 +85,7 @@ impl Tree {
     /// The bounds of a quota.
     pub fn quota_limits(&self, quota: &str) -> Limits {
         let znode = self.get(&format!("{ROOT}{quota}/{LIMITS}"));
-        znode.and_then(|z| z.data.as_deref()).map(Limits::parse).unwrap_or_default()
+        znode.and_then(|z| z.data).map(Limits::parse).unwrap_or_default()
     }
 
     /// Finds all quotas and counts anew what is used of each: after znodes came or went in bulk.
@@ -93,8 +93,7 @@ impl Tree {
         self.quotas.clear();
         let mut left = vec![ROOT.to_string()];
         while let Some(path) = left.pop() {
-            let Some(znode) = self.get(&path) else { continue };
-            left.extend(znode.children.iter().map(|name| format!("{path}/{name}")));
+            left.extend(self.children(&path).map(|name| format!("{path}/{name}")));
             if let Some((quota, LIMITS)) = subject(&path) {
                 self.quotas.insert(quota.into(), Usage::default());
             }
@@ -163,7 +162,7 @@ impl Tree {
             let Some(znode) = self.get(&path) else { continue };
             usage.count += 1;
             usage.bytes += znode.data_len() as i64;
-            let children = znode.children.iter().map(|name| format!("{path}/{name}"));
+            let children = self.children(&path).map(|name| format!("{path}/{name}"));
             left.extend(children.filter(|child| !self.quotas.contains_key(child.as_str())));
         }
         usage
@@ -216,17 +215,19 @@ mod tests {
         fn usage_follows_content(ops in proptest::collection::vec((0u8..3, 0usize..14, ".{0,4}"), 0..80)) {
             let mut tree = rooted();
             for path in ["/zookeeper", ROOT] {
-                tree.put(path.into(), znode(0, "", 0));
+                tree.put(path, znode(0, "", 0).as_ref());
             }
             let paths = ["/0", "/1", "/0/1", "/0/2", "/0/1/0", "/0/1/1", "/0/1/0/0", "/2"];
             let paths: Vec<String> = paths.iter().map(|p| p.to_string()).chain(quota_znodes()).collect();
             for (op, path, data) in ops {
                 let path = &paths[path];
                 let parent = split_path(path).unwrap().0;
-                match (op, tree.get(path).map(|z| z.children.is_empty())) {
-                    (0, None) if tree.get(parent).is_some() => tree.create(path.as_str().into(), znode(0, &data, 1)),
+                match (op, tree.get(path).map(|z| z.children == 0)) {
+                    (0, None) if tree.get(parent).is_some() => tree.create(path, znode(0, &data, 1).as_ref()),
                     (1, Some(true)) => tree.delete(path, 2),
-                    (2, Some(_)) if !path.ends_with(STATS) => tree.change(path, |z| z.data = Some(data.into_bytes().into())),
+                    (2, Some(_)) if !path.ends_with(STATS) => {
+                        tree.change(path, |z| z.data = Some(data.into_bytes().into()));
+                    }
                     _ => {}
                 }
                 let kept = tree.quotas.clone();

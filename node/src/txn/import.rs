@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imbl::OrdSet;
 use meridian_bridge::mesh::{LOCAL, Mesh};
 use meridian_wire::{EventType, validate_path};
 use serde::{Deserialize, Serialize};
@@ -64,8 +63,8 @@ impl ImportedZnode {
     /// Whether a tree has it exactly so.
     pub fn is_in(&self, tree: &Tree) -> bool {
         tree.get(&self.path).is_some_and(|znode| {
-            znode.data == self.data
-                && *znode.acl == *self.acl
+            znode.data == self.data.as_deref()
+                && **znode.acl == *self.acl
                 && znode.owner == self.owner
                 && znode.times == self.times
         })
@@ -75,12 +74,12 @@ impl ImportedZnode {
 /// Puts znodes into a tree, over those that are there; what can't be taken is left out.
 pub(super) fn apply(tree: &mut Tree, mesh: &Mesh, import: Import, events: &mut Vec<Event>) {
     for imported in import.znodes {
-        if imported.refusal(mesh, |parent| tree.get(parent).is_some()).is_some() {
+        if imported.refusal(mesh, |parent| tree.contains(parent)).is_some() {
             continue;
         }
         let path: Arc<str> = imported.path.into();
         let ImportedZnode { data, acl, owner, times, .. } = imported;
-        if tree.get(&path).is_some() {
+        if tree.contains(&path) {
             tree.change(&path, |znode| {
                 (znode.data, znode.owner, znode.times) = (data, owner, times);
                 znode.acl = acl.into();
@@ -88,10 +87,7 @@ pub(super) fn apply(tree: &mut Tree, mesh: &Mesh, import: Import, events: &mut V
             events.push(Event { kind: EventType::NodeDataChanged, path, zxid: 0 });
             continue;
         }
-        tree.put(
-            path.clone(),
-            Znode { subtree: LOCAL, data, acl: acl.into(), owner, times, children: OrdSet::new() },
-        );
+        tree.put(&path, Znode { subtree: LOCAL, data, acl: acl.into(), owner, times }.as_ref());
         if let Some((parent, _)) = split_path(&path) {
             events.push(Event { kind: EventType::NodeChildrenChanged, path: parent.into(), zxid: 0 });
         }

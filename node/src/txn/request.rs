@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use imbl::OrdSet;
 use meridian_bridge::mesh::{Mesh, SubtreeId};
 use meridian_seam::mutant::{self, Mutant};
 use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, Stat, perms};
 use meridian_wire::{validate_path, validate_sequential_path};
 
 use super::{MultiResult, Outcome, Policy, Reply, acl};
-use crate::tree::{Acl, Lifetime, TTL_MS_MAX, Times, Tree, Znode, split_path};
+use crate::tree::{Lifetime, TTL_MS_MAX, Times, Tree, ZnodeRef, split_path};
 
 /// Everything besides the tree that a request's result may depend on.
 pub struct Context<'a> {
@@ -146,7 +144,7 @@ fn apply_one(
         Request::SetAcl { path, acl, version } => set_acl(tree, context, path, acl, *version),
         Request::Check { path, version } => {
             let znode = readable(tree, path)?;
-            permit(context, znode, perms::READ)?;
+            permit(context, &znode, perms::READ)?;
             expect_version(*version, znode.times.version)?;
             Ok(MultiResult::Done(OpCode::Check))
         }
@@ -183,11 +181,11 @@ fn create_znode(
     let parent_path = parent_of(create.path)?;
     let resolved = acl::resolve(&create.acl, context.identities).ok_or(ErrorCode::InvalidAcl)?;
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
-    permit(context, parent, perms::CREATE)?;
+    permit(context, &parent, perms::CREATE)?;
     let path: Arc<str> = if mode.is_sequential() {
         validate_sequential_path(create.path).map_err(|_| ErrorCode::BadArguments)?;
         let number = match mutant::is(Mutant::SequenceFromChildCount) {
-            true => i32::try_from(parent.children.len()).unwrap_or(i32::MAX),
+            true => i32::try_from(parent.children).unwrap_or(i32::MAX),
             false => parent.times.cversion,
         };
         format!("{}{number:010}", create.path).into()
@@ -195,7 +193,7 @@ fn create_znode(
         validate_path(create.path).map_err(|_| ErrorCode::BadArguments)?;
         create.path.into()
     };
-    if tree.get(&path).is_some() {
+    if tree.contains(&path) {
         return Err(ErrorCode::NodeExists);
     }
     if matches!(parent.lifetime(), Lifetime::Ephemeral(_)) {
@@ -204,12 +202,10 @@ fn create_znode(
     if context.enforce_quota {
         within_quota(tree, &path, 1, length(create.data))?;
     }
-    // Most znodes have their parent's ACL: one copy serves them all.
-    let acl: Arc<[Acl]> = if *parent.acl == *resolved { parent.acl.clone() } else { resolved };
-    let znode = Znode {
+    let znode = ZnodeRef {
         subtree: context.mesh.subtree_of(&path),
-        data: create.data.map(Bytes::copy_from_slice),
-        acl,
+        data: create.data,
+        acl: &resolved,
         owner: lifetime.to_owner(),
         times: Times {
             czxid: context.zxid,
@@ -219,12 +215,12 @@ fn create_znode(
             mtime: context.time_ms,
             ..Times::default()
         },
-        children: OrdSet::new(),
+        children: 0,
     };
     let stat = znode.stat();
     events.push(Event { kind: EventType::NodeCreated, path: path.clone(), zxid: 0 });
     events.push(Event { kind: EventType::NodeChildrenChanged, path: parent_path.into(), zxid: 0 });
-    tree.create(path.clone(), znode);
+    tree.create(&path, znode);
     Ok((path, stat))
 }
 
@@ -252,10 +248,10 @@ fn delete_znode(
         return Err(ErrorCode::BadArguments);
     }
     let parent = tree.get(parent_path).ok_or(ErrorCode::NoNode)?;
-    permit(context, parent, perms::DELETE)?;
+    permit(context, &parent, perms::DELETE)?;
     let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
     expect_version(version, znode.times.version)?;
-    if !znode.children.is_empty() {
+    if znode.children > 0 {
         return Err(ErrorCode::NotEmpty);
     }
     remove_znode(tree, path, context.zxid, events);
@@ -298,23 +294,18 @@ fn set_data(
     events: &mut Vec<Event>,
 ) -> Result<MultiResult, ErrorCode> {
     let znode = readable(tree, path)?;
-    permit(context, znode, perms::WRITE)?;
+    permit(context, &znode, perms::WRITE)?;
     expect_version(version, znode.times.version)?;
-    let mut stat = znode.stat();
     if context.enforce_quota {
-        within_quota(tree, path, 0, length(data) - length(znode.data.as_deref()))?;
+        within_quota(tree, path, 0, length(data) - length(znode.data))?;
     }
-    tree.change(path, |znode| {
-        znode.data = data.map(Bytes::copy_from_slice);
-        // A version of -1 would read as "any": it is skipped, as in ZooKeeper.
-        znode.times.version = match znode.times.version.wrapping_add(1) {
-            -1 => 0,
-            next => next,
-        };
-        znode.times.mzxid = context.zxid;
-        znode.times.mtime = context.time_ms;
-        stat = znode.stat();
-    });
+    // A version of -1 would read as "any": it is skipped, as in ZooKeeper.
+    let version = match znode.times.version.wrapping_add(1) {
+        -1 => 0,
+        next => next,
+    };
+    let times = Times { version, mzxid: context.zxid, mtime: context.time_ms, ..znode.times };
+    let stat = tree.set_data(path, data, times).ok_or(ErrorCode::NoNode)?;
     events.push(Event { kind: EventType::NodeDataChanged, path: path.into(), zxid: 0 });
     Ok(MultiResult::Set(stat))
 }
@@ -329,14 +320,13 @@ fn set_acl(
     validate_path(path).map_err(|_| ErrorCode::BadArguments)?;
     let resolved = acl::resolve(asked, context.identities).ok_or(ErrorCode::InvalidAcl)?;
     let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
-    permit(context, znode, perms::ADMIN)?;
+    permit(context, &znode, perms::ADMIN)?;
     expect_version(version, znode.times.aversion)?;
-    let mut stat = znode.stat();
-    tree.change(path, |znode| {
+    let changed = tree.change(path, |znode| {
         znode.acl = resolved;
         znode.times.aversion = znode.times.aversion.wrapping_add(1);
-        stat = znode.stat();
     });
+    let stat = changed.ok_or(ErrorCode::NoNode)?;
     Ok(MultiResult::Set(stat))
 }
 
@@ -349,9 +339,9 @@ pub(super) fn exceeds_quota(tree: &Tree, request: &Request<'_>) -> Option<Outcom
         | Request::CreateTtl { create, .. } => {
             within_quota(tree, create.path, 1, length(create.data)).is_err()
         }
-        Request::SetData { path, data, .. } => tree.get(path).is_some_and(|znode| {
-            within_quota(tree, path, 0, length(*data) - length(znode.data.as_deref())).is_err()
-        }),
+        Request::SetData { path, data, .. } => tree
+            .get(path)
+            .is_some_and(|znode| within_quota(tree, path, 0, length(*data) - length(znode.data)).is_err()),
         _ => false,
     };
     match request {
@@ -388,13 +378,13 @@ fn length(data: Option<&[u8]>) -> i64 {
     data.map_or(0, |data| i64::try_from(data.len()).unwrap_or(i64::MAX))
 }
 
-fn readable<'t>(tree: &'t Tree, path: &str) -> Result<&'t Arc<Znode>, ErrorCode> {
+fn readable<'t>(tree: &'t Tree, path: &str) -> Result<ZnodeRef<'t>, ErrorCode> {
     validate_path(path).map_err(|_| ErrorCode::BadArguments)?;
     tree.get(path).ok_or(ErrorCode::NoNode)
 }
 
-fn permit(context: &Context<'_>, znode: &Znode, wanted: i32) -> Result<(), ErrorCode> {
-    acl::permits(&znode.acl, wanted, context.identities).then_some(()).ok_or(ErrorCode::NoAuth)
+fn permit(context: &Context<'_>, znode: &ZnodeRef<'_>, wanted: i32) -> Result<(), ErrorCode> {
+    acl::permits(znode.acl, wanted, context.identities).then_some(()).ok_or(ErrorCode::NoAuth)
 }
 
 fn expect_version(expected: i32, actual: i32) -> Result<(), ErrorCode> {

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use bytes::Bytes;
+use imbl::OrdMap;
 use meridian_bridge::mesh::LOCAL;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use super::import::ImportedZnode;
 use super::request::Event;
 use super::snapshot::push_difference;
 use super::state::State;
-use crate::tree::{Lifetime, Znode, split_path};
+use crate::tree::{Lifetime, Znode, ZnodeRef, split_path};
 
 /// A step of a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,12 +55,12 @@ pub struct Restoring {
 
 /// The znodes of a state that a restore brings back.
 pub fn restorable(state: &State) -> impl Iterator<Item = ImportedZnode> + '_ {
-    let wanted = |path: &str, znode: &Znode| {
+    let wanted = |path: &str, znode: &ZnodeRef<'_>| {
         znode.subtree == LOCAL && is_restored(path) && !matches!(znode.lifetime(), Lifetime::Ephemeral(_))
     };
     state.tree.iter().filter(move |(path, znode)| wanted(path, znode)).map(|(path, znode)| ImportedZnode {
-        path: (**path).into(),
-        data: znode.data.clone(),
+        path: path.into(),
+        data: znode.data.map(Bytes::copy_from_slice),
         acl: znode.acl.to_vec(),
         owner: znode.owner,
         times: znode.times,
@@ -100,13 +101,12 @@ fn replace(state: &mut State, restored: &OrdMap<Arc<str>, ImportedZnode>, events
             planned.insert(path.clone(), znode_of(imported));
         }
     }
-    let stays = |path: &str, znode: &Znode| {
+    let stays = |path: &str, znode: &ZnodeRef<'_>| {
         znode.subtree != LOCAL || !is_restored(path) || matches!(znode.lifetime(), Lifetime::Ephemeral(_))
     };
-    let alone = |znode: &Znode| Znode { children: OrdSet::new(), ..znode.clone() };
     let staying = before.iter().filter(|(path, znode)| stays(path, znode));
     for (path, znode) in staying {
-        planned.entry(path.clone()).or_insert_with(|| alone(znode));
+        planned.entry(path.into()).or_insert_with(|| znode.to_owned());
     }
     // What stands above the members and above shared subtrees is needed whatever the snapshot has.
     let fixed = state.mesh.subtrees().map(|(_, subtree)| subtree.path.as_str());
@@ -114,7 +114,7 @@ fn replace(state: &mut State, restored: &OrdMap<Arc<str>, ImportedZnode>, events
         let mut path = path;
         while let Some((above, _)) = path.rfind('/').map(|slash| path.split_at(slash.max(1))) {
             if let Some((known, znode)) = before.get(above).map(|znode| (above, znode)) {
-                planned.entry(known.into()).or_insert_with(|| alone(znode));
+                planned.entry(known.into()).or_insert_with(|| znode.to_owned());
             }
             if above == "/" {
                 break;
@@ -125,15 +125,15 @@ fn replace(state: &mut State, restored: &OrdMap<Arc<str>, ImportedZnode>, events
     let tree = &mut state.tree;
     for (path, znode) in planned {
         // Ephemerals go with the znodes above them.
-        if split_path(&path).is_none_or(|(parent, _)| tree.get(parent).is_some()) {
-            tree.put(path, znode);
+        if split_path(&path).is_none_or(|(parent, _)| tree.contains(parent)) {
+            tree.put(&path, znode.as_ref());
         }
     }
     tree.recount_quotas();
     tree.write_quota_stats();
-    let mut paths: Vec<&Arc<str>> = before.iter().map(|(path, _)| path).collect();
-    paths.extend(tree.iter().map(|(path, _)| path).filter(|path| before.get(path).is_none()));
-    paths.sort();
+    let mut paths: Vec<&str> = before.iter().map(|(path, _)| path).collect();
+    paths.extend(tree.iter().map(|(path, _)| path).filter(|path| !before.contains(path)));
+    paths.sort_unstable();
     for path in paths {
         push_difference(path, before.get(path), tree.get(path), events);
     }
@@ -141,5 +141,5 @@ fn replace(state: &mut State, restored: &OrdMap<Arc<str>, ImportedZnode>, events
 
 fn znode_of(imported: &ImportedZnode) -> Znode {
     let ImportedZnode { data, acl, owner, times, .. } = imported.clone();
-    Znode { subtree: LOCAL, data, acl: acl.into(), owner, times, children: OrdSet::new() }
+    Znode { subtree: LOCAL, data, acl: acl.into(), owner, times }
 }

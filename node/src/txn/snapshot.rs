@@ -4,12 +4,10 @@
 //! in encoded form, and both end in counts and digests that must agree before anything is replaced: an
 //! incomplete source deletes nothing.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imbl::OrdSet;
 use meridian_bridge::mesh::{Mesh, Orderer, SubtreeId};
 use meridian_bridge::state::{Federation, GlobalEntry, Order, Outbox, Pending, Staging};
 use meridian_seam::codec::{self, CodecError};
@@ -24,7 +22,7 @@ use super::ensemble::Ensemble;
 use super::import::ImportedZnode;
 use super::request::Event;
 use super::state::{Session, State};
-use crate::tree::{Acl, Times, Tree, Znode};
+use crate::tree::{Acl, Times, Tree, ZnodeRef};
 
 /// Why a snapshot can't be used.
 #[derive(Debug, Error)]
@@ -42,22 +40,39 @@ pub enum SnapshotError {
 
 /// A znode with its path.
 #[derive(Debug, Serialize, Deserialize)]
-struct ZnodeRecord {
-    path: Arc<str>,
+struct ZnodeRecord<'a> {
+    path: &'a str,
     subtree: SubtreeId,
-    data: Option<Bytes>,
-    acl: Vec<Acl>,
+    #[serde(borrow)]
+    data: Option<&'a serde_bytes::Bytes>,
+    #[serde(borrow)]
+    acl: Vec<AclRecord<'a>>,
     owner: i64,
     times: Times,
 }
 
-impl ZnodeRecord {
-    fn new(path: &Arc<str>, znode: &Znode) -> Self {
+/// An entry of an ACL.
+#[derive(Debug, Serialize, Deserialize)]
+struct AclRecord<'a> {
+    perms: i32,
+    scheme: &'a str,
+    id: &'a str,
+}
+
+impl PartialEq<Acl> for AclRecord<'_> {
+    fn eq(&self, other: &Acl) -> bool {
+        (self.perms, self.scheme, self.id) == (other.perms, &*other.scheme, &*other.id)
+    }
+}
+
+impl<'a> ZnodeRecord<'a> {
+    fn new((path, znode): (&'a str, ZnodeRef<'a>)) -> Self {
+        let entry = |acl: &'a Acl| AclRecord { perms: acl.perms, scheme: &acl.scheme, id: &acl.id };
         Self {
-            path: path.clone(),
+            path,
             subtree: znode.subtree,
-            data: znode.data.clone(),
-            acl: znode.acl.to_vec(),
+            data: znode.data.map(serde_bytes::Bytes::new),
+            acl: znode.acl.iter().map(entry).collect(),
             owner: znode.owner,
             times: znode.times,
         }
@@ -65,20 +80,27 @@ impl ZnodeRecord {
 
     /// About the length of the encoded record, for cutting batches.
     fn weight(&self) -> usize {
-        weight_of(&self.path, self.data.as_ref(), &self.acl)
+        let acl: usize = self.acl.iter().map(|a| a.scheme.len() + a.id.len() + 8).sum();
+        self.path.len() + self.data.map_or(0, |data| data.len()) + acl + 64
     }
+}
 
-    fn into_znode(self) -> (Arc<str>, Znode) {
-        let znode = Znode {
-            subtree: self.subtree,
-            data: self.data,
-            acl: self.acl.into(),
-            owner: self.owner,
-            times: self.times,
-            children: OrdSet::new(),
-        };
-        (self.path, znode)
+/// Puts znodes into a tree. Most have the same ACL as the one before.
+fn plant(tree: &mut Tree, records: &[ZnodeRecord<'_>]) {
+    let owned =
+        |entry: &AclRecord<'_>| Acl { perms: entry.perms, scheme: entry.scheme.into(), id: entry.id.into() };
+    let mut acls: Vec<Arc<[Acl]>> = Vec::new();
+    for record in records {
+        match acls.last() {
+            Some(last) if record.acl == **last => acls.push(last.clone()),
+            _ => acls.push(record.acl.iter().map(owned).collect()),
+        }
     }
+    tree.extend(records.iter().zip(&acls).map(|(record, acl)| {
+        let ZnodeRecord { path, subtree, data, owner, times, .. } = *record;
+        let data = data.map(|data| &**data);
+        (path, ZnodeRef { subtree, data, acl, owner, times, children: 0 })
+    }));
 }
 
 /// About the bytes that a znode takes.
@@ -106,13 +128,6 @@ pub(crate) fn batches<T>(
     })
 }
 
-/// Fills a tree so that parents come before their children.
-fn plant(tree: &mut Tree, znodes: BTreeMap<Arc<str>, Znode>) {
-    for (path, znode) in znodes {
-        tree.put(path, znode);
-    }
-}
-
 /// The content of everything that one orderer orders, at one position of its order.
 #[derive(Debug)]
 pub struct SubtreeSnapshot {
@@ -120,13 +135,19 @@ pub struct SubtreeSnapshot {
     pub orderer: Orderer,
     /// The position.
     pub order: Order,
-    znodes: BTreeMap<Arc<str>, Znode>,
+    tree: Tree,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum SubtreeRecord {
-    Header { orderer: Orderer, order: Order, znodes: u64, digests: Vec<(SubtreeId, u128)> },
-    Znodes(Vec<ZnodeRecord>),
+enum SubtreeRecord<'a> {
+    Header {
+        orderer: Orderer,
+        order: Order,
+        znodes: u64,
+        digests: Vec<(SubtreeId, u128)>,
+    },
+    #[serde(borrow)]
+    Znodes(Vec<ZnodeRecord<'a>>),
 }
 
 impl SubtreeSnapshot {
@@ -148,7 +169,7 @@ impl SubtreeSnapshot {
         let header =
             SubtreeRecord::Header { orderer, order: order.clone(), znodes: znodes().count() as u64, digests };
         let mut pieces = vec![codec::encode(&header)?.into()];
-        for batch in batches(znodes().map(|(p, z)| ZnodeRecord::new(p, z)), ZnodeRecord::weight) {
+        for batch in batches(znodes().map(ZnodeRecord::new), ZnodeRecord::weight) {
             pieces.push(codec::encode(&SubtreeRecord::Znodes(batch))?.into());
         }
         Ok(pieces)
@@ -163,25 +184,23 @@ impl SubtreeSnapshot {
         let SubtreeRecord::Header { orderer, order, znodes: count, digests } = codec::decode(first)? else {
             return Err(SnapshotError::Incomplete("no header"));
         };
-        let mut znodes = BTreeMap::new();
+        let mut tree = Tree::default();
         for piece in rest {
             let SubtreeRecord::Znodes(batch) = codec::decode(piece)? else {
                 return Err(SnapshotError::Incomplete("a second header"));
             };
-            znodes.extend(batch.into_iter().map(ZnodeRecord::into_znode));
+            plant(&mut tree, &batch);
         }
         if mutant::is(Mutant::DeletionOnEmptySource) {
-            return Ok(Self { orderer, order, znodes });
+            return Ok(Self { orderer, order, tree });
         }
-        if znodes.len() as u64 != count {
+        if tree.len() as u64 != count {
             return Err(SnapshotError::Incomplete("znodes are missing"));
         }
-        let mut scratch = Tree::default();
-        plant(&mut scratch, znodes.clone());
-        if digests.iter().any(|(subtree, digest)| scratch.digest(*subtree) != *digest) {
+        if digests.iter().any(|(subtree, digest)| tree.digest(*subtree) != *digest) {
             return Err(SnapshotError::Incomplete("the digest differs"));
         }
-        Ok(Self { orderer, order, znodes })
+        Ok(Self { orderer, order, tree })
     }
 
     /// Replaces the content in a tree; `events` gets what has changed by it.
@@ -192,13 +211,13 @@ impl SubtreeSnapshot {
         for subtree in &replaced {
             tree.remove_subtree(*subtree);
         }
-        plant(tree, self.znodes.clone());
+        tree.extend(self.tree.iter());
         tree.recount_quotas();
         tree.write_quota_stats();
-        let mut paths: Vec<&Arc<str>> =
+        let mut paths: Vec<&str> =
             before.iter().filter(|(_, z)| replaced.contains(&z.subtree)).map(|(p, _)| p).collect();
-        paths.extend(self.znodes.keys().filter(|p| before.get(p).is_none()));
-        paths.sort();
+        paths.extend(self.tree.iter().map(|(path, _)| path).filter(|path| !before.contains(path)));
+        paths.sort_unstable();
         for path in paths {
             push_difference(path, before.get(path), tree.get(path), events);
         }
@@ -206,33 +225,33 @@ impl SubtreeSnapshot {
 }
 
 pub(super) fn push_difference(
-    path: &Arc<str>,
-    before: Option<&Arc<Znode>>,
-    after: Option<&Arc<Znode>>,
+    path: &str,
+    before: Option<ZnodeRef<'_>>,
+    after: Option<ZnodeRef<'_>>,
     events: &mut Vec<Event>,
 ) {
-    let mut push = |kind, path: Arc<str>| events.push(Event { kind, path, zxid: 0 });
+    let mut push = |kind| events.push(Event { kind, path: path.into(), zxid: 0 });
     match (before, after) {
         (Some(old), Some(new)) => {
             let same_life = old.times.czxid == new.times.czxid;
             if !same_life {
-                push(EventType::NodeDeleted, path.clone());
-                push(EventType::NodeCreated, path.clone());
+                push(EventType::NodeDeleted);
+                push(EventType::NodeCreated);
             } else if old.times.mzxid != new.times.mzxid {
-                push(EventType::NodeDataChanged, path.clone());
+                push(EventType::NodeDataChanged);
             }
             if old.times.pzxid != new.times.pzxid {
-                push(EventType::NodeChildrenChanged, path.clone());
+                push(EventType::NodeChildrenChanged);
             }
         }
-        (Some(_), None) => push(EventType::NodeDeleted, path.clone()),
-        (None, Some(_)) => push(EventType::NodeCreated, path.clone()),
+        (Some(_), None) => push(EventType::NodeDeleted),
+        (None, Some(_)) => push(EventType::NodeCreated),
         (None, None) => {}
     }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum RegionRecord {
+enum RegionRecord<'a> {
     Header {
         region: u8,
         mesh: Mesh,
@@ -244,7 +263,8 @@ enum RegionRecord {
         federation: Box<Federation>,
     },
     Sessions(Vec<(i64, Session)>),
-    Znodes(Vec<ZnodeRecord>),
+    #[serde(borrow)]
+    Znodes(Vec<ZnodeRecord<'a>>),
     GlobalLog(Vec<GlobalEntry>),
     Outbox {
         orderer: Orderer,
@@ -290,9 +310,9 @@ pub fn write_region(state: &State, out: &mut impl Write) -> Result<(), SnapshotE
 /// For [`Mutant::SnapshotIncomplete`].
 fn without_the_newest_znode(state: &State) -> State {
     let mut state = state.clone();
-    let leaves = state.tree.iter().filter(|(_, znode)| znode.children.is_empty());
+    let leaves = state.tree.iter().filter(|(_, znode)| znode.children == 0);
     let newest = leaves.max_by_key(|(path, znode)| (znode.times.czxid, path.to_string()));
-    if let Some(path) = newest.map(|(path, _)| path.clone()) {
+    if let Some(path) = newest.map(|(path, _)| path.to_string()) {
         state.tree.delete(&path, 0);
     }
     state
@@ -325,7 +345,7 @@ fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), Snapsho
     for batch in batches(state.sessions.iter().map(|(id, s)| (*id, s.clone())), |_| 64) {
         put(out, &RegionRecord::Sessions(batch))?;
     }
-    for batch in batches(state.tree.iter().map(|(p, z)| ZnodeRecord::new(p, z)), ZnodeRecord::weight) {
+    for batch in batches(state.tree.iter().map(ZnodeRecord::new), ZnodeRecord::weight) {
         put(out, &RegionRecord::Znodes(batch))?;
     }
     write_federation(federation, out)?;
@@ -375,7 +395,7 @@ fn write_federation(federation: &Federation, out: &mut impl Write) -> Result<(),
     Ok(())
 }
 
-fn put(out: &mut impl Write, record: &RegionRecord) -> Result<(), SnapshotError> {
+fn put(out: &mut impl Write, record: &RegionRecord<'_>) -> Result<(), SnapshotError> {
     let bytes = codec::encode(record)?;
     let length =
         u32::try_from(bytes.len()).map_err(|_| SnapshotError::Incomplete("a record is too large"))?;
@@ -389,7 +409,10 @@ fn put(out: &mut impl Write, record: &RegionRecord) -> Result<(), SnapshotError>
 /// # Errors
 /// If any of it is missing or differs.
 pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
-    let RegionRecord::Header { region, mesh, zxid, term, time_ms, cursors, federation } = take(input)? else {
+    let header = take(input)?;
+    let RegionRecord::Header { region, mesh, zxid, term, time_ms, cursors, federation } =
+        codec::decode(&header)?
+    else {
         return Err(SnapshotError::Incomplete("no header"));
     };
     let mut state = State::new(region);
@@ -398,9 +421,9 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     (state.zxid, state.term, state.time_ms) = (zxid, term, time_ms);
     state.cursors = cursors.into_iter().map(|(server, boot, last)| (server, (boot, last))).collect();
     state.federation = *federation;
-    let mut znodes_read = BTreeMap::new();
     loop {
-        match take(input)? {
+        let record = take(input)?;
+        match codec::decode(&record)? {
             RegionRecord::Header { .. } => return Err(SnapshotError::Incomplete("a second header")),
             RegionRecord::Ensemble(ensemble) => state.ensemble = ensemble,
             RegionRecord::Policy(policy) => state.policy = policy,
@@ -409,10 +432,8 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 state.restoring.znodes.extend(znodes.into_iter().map(|z| (Arc::from(&*z.path), z)));
             }
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
-            RegionRecord::Znodes(batch) => znodes_read.extend(batch.into_iter().map(ZnodeRecord::into_znode)),
+            RegionRecord::Znodes(batch) => plant(&mut state.tree, &batch),
             RegionRecord::End { sessions, znodes, digests } => {
-                share_acls(&mut znodes_read);
-                plant(&mut state.tree, znodes_read);
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);
@@ -428,7 +449,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
     }
 }
 
-fn read_federation(federation: &mut Federation, record: RegionRecord) {
+fn read_federation(federation: &mut Federation, record: RegionRecord<'_>) {
     match record {
         RegionRecord::GlobalLog(entries) => {
             federation.global.log.extend(entries.into_iter().map(|e| (e.id.index, e)));
@@ -461,20 +482,8 @@ fn read_federation(federation: &mut Federation, record: RegionRecord) {
     }
 }
 
-/// Gives a znode its parent's copy of the ACL where the two are equal.
-fn share_acls(znodes: &mut BTreeMap<Arc<str>, Znode>) {
-    let mut shared: std::collections::HashSet<Arc<[Acl]>> = std::collections::HashSet::new();
-    for znode in znodes.values_mut() {
-        match shared.get(&znode.acl) {
-            Some(acl) => znode.acl = acl.clone(),
-            None => {
-                shared.insert(znode.acl.clone());
-            }
-        }
-    }
-}
-
-fn take(input: &mut impl Read) -> Result<RegionRecord, SnapshotError> {
+/// The bytes of the next record.
+fn take(input: &mut impl Read) -> Result<Vec<u8>, SnapshotError> {
     let mut length = [0; 4];
     input.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length) as usize;
@@ -486,5 +495,5 @@ fn take(input: &mut impl Read) -> Result<RegionRecord, SnapshotError> {
     if bytes.len() != length {
         return Err(SnapshotError::Incomplete("it ends in the middle of a record"));
     }
-    Ok(codec::decode(&bytes)?)
+    Ok(bytes)
 }

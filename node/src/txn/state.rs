@@ -20,7 +20,7 @@ use super::request::{self, Context, Event};
 use super::restore::{self, Restoring};
 use super::snapshot::SubtreeSnapshot;
 use super::{Batch, ClientRequest, Command, Outcome, Policy, Reply, SharedRequest};
-use crate::tree::{Acl, Times, Tree, Znode, split_path};
+use crate::tree::{Acl, Times, Tree, Znode, ZnodeRef, split_path};
 
 /// Sessions by identifier.
 pub type Sessions = GenericHashMap<i64, Session, FixedState, imbl::shared_ptr::DefaultSharedPtr>;
@@ -150,7 +150,7 @@ impl State {
     pub fn new(region: RegionId) -> Self {
         let mut tree = Tree::default();
         for path in ["/", "/zookeeper", "/zookeeper/config", "/zookeeper/quota"] {
-            tree.put(path.into(), bare_znode(LOCAL));
+            tree.put(path, bare_znode(LOCAL).as_ref());
         }
         Self {
             region,
@@ -229,7 +229,6 @@ pub(super) fn bare_znode(subtree: meridian_bridge::mesh::SubtreeId) -> Znode {
         acl: Arc::new([Acl::open()]),
         owner: 0,
         times: Times::default(),
-        children: OrdSet::new(),
     }
 }
 
@@ -443,7 +442,7 @@ impl Apply<'_, '_> {
 
     /// A client asks for other members: it is answered when they are in force.
     fn change_members(&mut self, request: &ClientRequest<'_>, asked: &ensemble::Request<'_>) {
-        let writable = |znode: &Arc<Znode>| permits(&znode.acl, perms::WRITE, request.identities);
+        let writable = |znode: ZnodeRef<'_>| permits(znode.acl, perms::WRITE, request.identities);
         let may_write = self.state.tree.get(CONFIG_PATH).is_some_and(writable);
         // As in ZooKeeper, who asks for nonsense is told so whoever it is.
         match self.state.ensemble.plan(asked) {
@@ -753,7 +752,7 @@ impl Apply<'_, '_> {
         };
         for (id, subtree) in mesh.subtrees() {
             self.put_ancestors(&subtree.path);
-            self.state.tree.put(subtree.path.as_str().into(), bare_znode(id));
+            self.state.tree.put(&subtree.path, bare_znode(id).as_ref());
         }
         self.state.tree.recount_quotas();
         self.state.tree.write_quota_stats();
@@ -763,9 +762,9 @@ impl Apply<'_, '_> {
     /// Makes the local znodes above a subtree's root.
     fn put_ancestors(&mut self, path: &str) {
         let Some((parent, _)) = split_path(path) else { return };
-        if self.state.tree.get(parent).is_none() {
+        if !self.state.tree.contains(parent) {
             self.put_ancestors(parent);
-            self.state.tree.put(parent.into(), bare_znode(LOCAL));
+            self.state.tree.put(parent, bare_znode(LOCAL).as_ref());
         }
     }
 

@@ -475,7 +475,7 @@ fn zxids_never_go_back_over_terms() {
 fn snapshots_of_earlier_builds_are_read() {
     let state = snapshot::read_region(&mut &include_bytes!("golden/region-1.snapshot")[..]).unwrap();
     assert_eq!((state.region, state.policy, state.mesh.regions.len()), (1, Policy::default(), 3));
-    let mut paths: Vec<_> = state.tree.iter().map(|(path, _)| &**path).collect();
+    let mut paths: Vec<_> = state.tree.iter().map(|(path, _)| path).collect();
     paths.sort_unstable();
     let zookeeper = ["/zookeeper", "/zookeeper/config", "/zookeeper/quota"];
     let own = ["/", "/global", "/global/mine", "/local", "/local/n-0000000000", "/shared", "/shared/x"];
