@@ -221,14 +221,15 @@ impl Tree {
         self.ephemerals.range(sessions).map(|(session, _)| *session)
     }
 
-    /// Puts a znode at a path and into its parent's list of children, without touching the parent's
-    /// stat: for the roots of subtrees and for loading a snapshot. Quotas are to be counted anew then.
+    /// Puts a znode at a path, over one that is there, and into its parent's list of children, without touching
+    /// the parent's stat: for the roots of subtrees and for loading a snapshot. Quotas are to be counted anew then.
     pub fn put(&mut self, path: Arc<str>, znode: Znode) {
         if let Some((parent, name)) = split_path(&path)
             && let Some(parent) = self.znodes.get_mut(parent)
         {
             Arc::make_mut(parent).children.insert(name.into());
         }
+        self.remove(&path);
         self.account(&path, &znode, true);
         self.znodes.insert(path, Arc::new(znode));
     }

@@ -184,6 +184,14 @@ impl SubtreeSnapshot {
         Ok(Self { orderer, order, znodes })
     }
 
+    /// Whether all of it is what an orderer orders by a mesh's table.
+    pub(super) fn is_of(&self, orderer: Orderer, mesh: &Mesh) -> bool {
+        let ordered = |path: &str, subtree| {
+            mesh.subtree_of(path) == subtree && mesh.orderer_of(subtree) == Some(orderer)
+        };
+        self.orderer == orderer && self.znodes.iter().all(|(path, znode)| ordered(path, znode.subtree))
+    }
+
     /// Replaces the content in a tree; `events` gets what has changed by it.
     pub fn install(&self, tree: &mut Tree, mesh: &Mesh, events: &mut Vec<Event>) {
         let before = tree.clone();
