@@ -61,14 +61,15 @@ fn forged(data: &[u8]) {
         let index = u64::from(u32::from_le_bytes([index[0], index[1], index[2], index[3]]));
         // The last of the indices are as interesting as the first.
         let index = if index >> 31 == 0 { index } else { u64::MAX - (index & 0x7fff_ffff) };
-        let sequence = segments.len() as u64;
+        let count = segments.len();
+        let sequence = count as u64;
         match segments.last_mut() {
             Some(segment) if kind < 0xf0 => {
                 let (payload, after) = rest.split_at(usize::from(length).min(rest.len()));
                 rest = after;
                 put_record(segment, sequence, kind.into(), index, u64::from(durable) * 8, payload);
             }
-            _ if segments.len() == 3 => break,
+            _ if count == 3 => break,
             last => {
                 let previous_end = last.map_or(0, |segment| segment.len() as u64);
                 let first = if length == 0 { u64::MAX } else { u64::from(length) };

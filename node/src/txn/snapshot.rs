@@ -327,6 +327,10 @@ fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), Snapsho
     )?;
     put(out, &RegionRecord::Policy(state.policy))?;
     let transfer = state.restoring.transfer;
+    // A restore that has just begun has no znodes yet, and goes on all the same.
+    if transfer != 0 {
+        put(out, &RegionRecord::Restoring { transfer, znodes: Vec::new() })?;
+    }
     for znodes in batches(state.restoring.znodes.values().cloned(), ImportedZnode::weight) {
         put(out, &RegionRecord::Restoring { transfer, znodes })?;
     }

@@ -787,6 +787,26 @@ fn a_restore_replaces_the_regions_own_znodes_and_nothing_else() {
 }
 
 #[test]
+fn a_restore_goes_on_from_a_snapshot_wherever_it_was_taken() {
+    let mut a = Region::new(1);
+    a.create("/a", 0);
+    let steps = restore_steps(&a.state, 3);
+    a.create("/b", 0);
+    for taken_after in 0..steps.len() {
+        let mut b = Region { state: a.state.clone(), effects: Effects::default(), ..Region::new(1) };
+        for (index, step) in steps.iter().enumerate() {
+            b.apply(&Command::Restore(step.clone()));
+            if index == taken_after {
+                let mut bytes = Vec::new();
+                snapshot::write_region(&b.state, &mut bytes).unwrap();
+                b.state = snapshot::read_region(&mut &bytes[..]).unwrap();
+            }
+        }
+        assert!(!b.has("/b"), "taken after step {taken_after}");
+    }
+}
+
+#[test]
 fn a_restore_that_is_not_whole_changes_nothing() {
     let mut a = Region::new(1);
     a.create("/a", 0);
