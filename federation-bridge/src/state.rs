@@ -82,7 +82,7 @@ impl Order {
 
     /// Takes the next zxid. The epoch rises when the counter is used up, so that zxids never repeat.
     fn next_zxid(&mut self) -> i64 {
-        self.position += 1;
+        self.position = self.position.saturating_add(1);
         match self.counter.checked_add(1) {
             Some(counter) => self.counter = counter,
             None => {
@@ -118,7 +118,7 @@ impl Order {
             Admission::Next
         } else if sequence <= cursor {
             Admission::Repeated
-        } else if sequence == cursor + 1 {
+        } else if sequence - 1 == cursor {
             self.cursors.insert(region, sequence);
             Admission::Next
         } else {
@@ -174,7 +174,7 @@ impl Outbox {
         if full && caller.server != 0 {
             return None;
         }
-        self.last += 1;
+        self.last = self.last.checked_add(1)?;
         self.bytes += request.len();
         self.requests.insert(self.last, Pending { caller, request });
         Some(self.last)
@@ -209,13 +209,13 @@ impl MirrorLog {
         while self.records.len() > limits::mirror_records_max() || self.bytes > limits::MIRROR_BYTES_MAX {
             let Some(old) = self.records.pop_front() else { break };
             self.bytes -= old.len();
-            self.first += 1;
+            self.first = self.first.saturating_add(1);
         }
     }
 
     /// The records from `position` on, at most `bytes_max` of them; `None` if they are no longer kept.
     pub fn from(&self, position: u64, bytes_max: usize) -> Option<Vec<Bytes>> {
-        let end = self.first + self.records.len() as u64;
+        let end = self.first.saturating_add(self.records.len() as u64);
         if position >= end {
             return Some(Vec::new());
         }
@@ -634,12 +634,13 @@ impl Federation {
 
     fn commit_global(&mut self, upto: u64, time_ms: i64) -> (Outcome, Vec<Delivery>) {
         let mut deliveries = Vec::new();
-        let mut index = self.global.applied.map_or(0, |id| id.index + 1);
-        while index <= upto {
+        // None follows the last index that there can be.
+        let mut next = self.global.applied.map_or(Some(0), |id| id.index.checked_add(1));
+        while let Some(index) = next.filter(|index| *index <= upto) {
             let Some(entry) = self.global.log.get(&index).cloned() else { return (Outcome::Gap, deliveries) };
             self.apply_global_entry(&entry, time_ms, &mut deliveries);
             self.global.applied = Some(entry.id);
-            index += 1;
+            next = index.checked_add(1);
         }
         (Outcome::Applied, deliveries)
     }
@@ -662,7 +663,7 @@ impl Federation {
         let order = self.orders.entry(Orderer::Global).or_default();
         match command {
             GlobalCommand::Forward { region, first, time_ms, requests } => {
-                for (sequence, request) in (first..).zip(requests) {
+                for (sequence, request) in numbered(first, requests) {
                     let order = self.orders.entry(Orderer::Global).or_default();
                     match order.admit(region, sequence) {
                         Admission::Repeated => continue,
@@ -678,8 +679,8 @@ impl Federation {
                 if order.lease_epoch(region) != lease_epoch {
                     return;
                 }
+                let Some(lease_epoch) = lease_epoch.checked_add(1) else { return };
                 let zxid = order.next_zxid();
-                let lease_epoch = lease_epoch + 1;
                 let content = Content::ExpireRegion { region, lease_epoch };
                 order.take_note_of(&content);
                 deliveries.extend(self.deliver(Orderer::Global, zxid, time_ms, content));
@@ -737,8 +738,8 @@ impl Federation {
             return (Outcome::Refused, Vec::new());
         }
         let mut deliveries = Vec::new();
-        let numbered = (first..).zip(requests);
-        let outcome = self.order_requests(subtree, region, numbered, time_ms, &mut deliveries);
+        let outcome =
+            self.order_requests(subtree, region, numbered(first, requests), time_ms, &mut deliveries);
         (outcome, deliveries)
     }
 
@@ -796,7 +797,7 @@ impl Federation {
                 }
                 continue;
             }
-            if record.position != order.position + 1 {
+            if record.position - 1 != order.position {
                 return Outcome::Gap;
             }
             order.position = record.position;
@@ -880,6 +881,12 @@ impl Federation {
             .filter(|c| c.server != 0)
             .collect()
     }
+}
+
+/// Requests with their numbers, from the first on; numbers don't run over.
+fn numbered(first: u64, requests: Vec<Bytes>) -> impl Iterator<Item = (u64, Bytes)> {
+    let number = move |(after, request)| Some((first.checked_add(after)?, request));
+    (0..).zip(requests).map_while(number)
 }
 
 impl GlobalStore {

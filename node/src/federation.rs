@@ -93,6 +93,9 @@ async fn quorum_regained(region: &Region) {
 /// The pause before the mesh's table is proposed again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// The pause before it is looked again whether an operator has made room for the shared subtrees.
+const OBSTACLE_PAUSE: Duration = Duration::from_secs(10);
+
 /// Speaks for the region in the mesh whenever this server leads it, until the server stops.
 pub async fn speak_while_leading(region: Region, bridge: Arc<Bridge>, mesh: Mesh) {
     let mut leadership = region.leadership();
@@ -137,6 +140,16 @@ async fn form_mesh(region: &Region, mesh: &Mesh) {
             );
             // Others of the region may have the right one: this server keeps out of the mesh.
             std::future::pending::<()>().await;
+        }
+        let in_the_way = region.view().state.in_the_way_of(mesh);
+        if let Some(path) = in_the_way {
+            tracing::error!(
+                path,
+                "the mesh is not formed: znodes that only this region has are where a shared subtree is to be; \
+                 move them elsewhere and delete them here"
+            );
+            tokio::time::sleep(OBSTACLE_PAUSE).await;
+            continue;
         }
         if let Err(error) = region.propose(&Command::FormMesh { mesh: mesh.clone() }).await {
             tracing::debug!(%error, "the mesh's table was not yet proposed");

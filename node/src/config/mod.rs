@@ -471,7 +471,7 @@ impl ServerConfig {
             return invalid("servers", "none of them votes: one, three or five must");
         }
         let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
-        if heartbeat_ms == 0 || min < 3 * heartbeat_ms || max <= min {
+        if heartbeat_ms == 0 || min < heartbeat_ms.saturating_mul(3) || max <= min {
             return invalid(
                 "timing",
                 "the election timeout must be a range that starts at three heartbeats or more",
@@ -484,10 +484,12 @@ impl ServerConfig {
         if self.security.is_none() {
             return invalid("security", "a mesh needs certificates: make them with `meridian certs`");
         }
-        if mesh.lease.drift_max < 0.0 || mesh.lease.drift_max > 0.5 {
+        if !(0.0..=0.5).contains(&mesh.lease.drift_max) {
             return invalid("mesh.lease.drift_max", "must lie between 0 and 0.5");
         }
-        if mesh.lease.duration_ms <= mesh.timing.election_timeout_ms.1 + self.timing.election_timeout_ms.1 {
+        let election_timeouts_ms =
+            mesh.timing.election_timeout_ms.1.saturating_add(self.timing.election_timeout_ms.1);
+        if mesh.lease.duration_ms <= election_timeouts_ms {
             let reason = "must exceed the election timeouts of the region and of the mesh together, or a lost server \
                           ends the sessions that hold global znodes";
             return invalid("mesh.lease.duration_ms", reason);
@@ -674,6 +676,26 @@ mod tests {
         assert!(voteless.contains("none of them votes"), "{voteless}");
         let mesh = format!("{SMALL}\n[mesh]\nregions = [{{ name = \"us\" }}]");
         assert!(load(&mesh).unwrap_err().to_string().contains("certs"));
+    }
+
+    #[test]
+    fn numbers_without_measure_are_refused() {
+        let refused = |text: &str| load(text).unwrap_err().to_string();
+        let heartbeat = i64::MAX;
+        let timing = format!("{SMALL}\n[timing]\nheartbeat_ms = {heartbeat}\nelection_timeout_ms = [1, 2]");
+        assert!(refused(&timing).contains("three heartbeats"));
+        assert!(load(&format!("{SMALL}\n{}b = 1", "a.".repeat(100_000))).is_err());
+        let timing = |limit: u64| format!("election_timeout_ms = [3000, {limit}]");
+        let mesh = |drift: &str| {
+            format!(
+                "{SMALL}\ntiming.{}\n[mesh]\nregions = [{{ name = \"eu\" }}]\ntiming.{}\n\
+                 lease.drift_max = {drift}\n[security]\ncertificate = \"c\"\nkey = \"k\"\nauthority = \"a\"",
+                timing(i64::MAX as u64),
+                timing(i64::MAX as u64),
+            )
+        };
+        assert!(refused(&mesh("nan")).contains("drift_max"));
+        assert!(refused(&mesh("0.1")).contains("must exceed the election timeouts"));
     }
 
     #[test]

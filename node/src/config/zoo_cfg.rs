@@ -254,6 +254,9 @@ const KEYS: &[(&str, Treatment)] = {
     ]
 };
 
+/// Parts of a key of our own at most; none that there is has as many.
+const KEY_PARTS_MAX: usize = 8;
+
 /// Where an ensemble on its own gets its region's name from, unless `meridian.region` says so.
 const REGION: &str = "zookeeper";
 
@@ -313,15 +316,15 @@ struct Translation {
 
 impl Translation {
     fn translate(&mut self) -> Result<(), ConfigError> {
-        self.set("region", json!(REGION));
+        self.set("region", json!(REGION))?;
         // ZooKeeper's defaults where ours differ.
-        self.set("client.four_letter_words", json!(["srvr"]));
+        self.set("client.four_letter_words", json!(["srvr"]))?;
         for (key, value) in self.lines.clone() {
             self.key(&key, &value)?;
         }
         self.servers()?;
         self.tls()?;
-        self.required_schemes();
+        self.required_schemes()?;
         self.sessions()?;
         self.admin()?;
         self.metrics()
@@ -330,7 +333,7 @@ impl Translation {
     fn key(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
         if let Some(own) = key.strip_prefix("meridian.") {
             let parsed = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
-            self.set(own, parsed);
+            self.set(own, parsed)?;
             return Ok(());
         }
         // The providers of authentication are all built in.
@@ -347,7 +350,7 @@ impl Translation {
         match KEYS.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)) {
             Some((_, Treatment::Is(own, kind))) => {
                 if let Some(value) = typed(key, value, *kind)? {
-                    self.set(own, value);
+                    self.set(own, value)?;
                 }
             }
             Some((_, Treatment::NoEffect(reason))) => {
@@ -362,12 +365,23 @@ impl Translation {
         Ok(())
     }
 
-    fn set(&mut self, key: &str, value: serde_json::Value) {
+    /// Sets one of our own keys; what stands above it must not have a value itself.
+    fn set(&mut self, key: &str, value: serde_json::Value) -> Result<(), ConfigError> {
+        if key.split('.').count() > KEY_PARTS_MAX {
+            return invalid("meridian.", format!("a key has more than {KEY_PARTS_MAX} parts"));
+        }
         let mut place = &mut self.values;
         for part in key.split('.') {
+            if !place.is_object() && !place.is_null() {
+                return invalid(
+                    &format!("meridian.{key}"),
+                    "is within a key that has a value: remove one of them",
+                );
+            }
             place = &mut place[part];
         }
         *place = value;
+        Ok(())
     }
 
     fn get(&self, key: &str) -> Option<&str> {
@@ -396,7 +410,7 @@ impl Translation {
             members.insert(1, Member::new(Role::Voter, "127.0.0.1:0".into(), None));
         }
         let number = if alone { 1 } else { self.my_id(&members)? };
-        self.set("server", json!(number));
+        self.set("server", json!(number))?;
         let Some(me) = members.get_mut(&number) else { return Ok(()) };
         if let Some(kind) = self.lines.get("peerType") {
             let declared = if kind == "observer" { Role::Observer } else { Role::Voter };
@@ -409,9 +423,9 @@ impl Translation {
         let all_addresses = self.is("quorumListenOnAllIPs");
         let listen = me.address.rsplit_once(':').map(|(_, port)| format!("0.0.0.0:{port}"));
         // An empty one is none: TLS alone.
-        self.set("client.listen", json!(client.unwrap_or_default()));
+        self.set("client.listen", json!(client.unwrap_or_default()))?;
         if let Some(listen) = listen.filter(|_| all_addresses) {
-            self.set("listen", json!(listen));
+            self.set("listen", json!(listen))?;
         }
         let entries: Vec<_> = members
             .iter()
@@ -422,7 +436,7 @@ impl Translation {
                 })
             })
             .collect();
-        self.set("servers", json!(entries));
+        self.set("servers", json!(entries))?;
         Ok(())
     }
 
@@ -486,20 +500,20 @@ impl Translation {
                 "is missing: clients over TLS need a certificate to trust",
             );
         };
-        self.set("client.tls.certificate", json!(keys));
-        self.set("client.tls.key", json!(keys));
+        self.set("client.tls.certificate", json!(keys))?;
+        self.set("client.tls.key", json!(keys))?;
         let authorities = self.pem("ssl.trustStore")?;
         let asked = self.get("ssl.clientAuth").unwrap_or("need").to_ascii_lowercase();
         if authorities.is_none() && asked != "none" {
             let reason = "is missing: clients show certificates unless ssl.clientAuth=none";
             return invalid("ssl.trustStore.location", reason);
         }
-        self.set("client.tls.authorities", json!(authorities));
-        self.set("client.tls.client_certificates", json!(asked));
+        self.set("client.tls.authorities", json!(authorities))?;
+        self.set("client.tls.client_certificates", json!(asked))?;
         if let Some(port) = self.get("secureClientPort") {
             let host = self.get("secureClientPortAddress").or_else(|| self.get("clientPortAddress"));
             let listen = format!("{}:{port}", host.unwrap_or("0.0.0.0"));
-            self.set("client.tls.listen", json!(listen));
+            self.set("client.tls.listen", json!(listen))?;
         }
         Ok(())
     }
@@ -530,11 +544,11 @@ impl Translation {
             (true, false) => "only",
             (true, true) => "upgrading",
         };
-        self.set("client.local_sessions", json!(mode));
+        self.set("client.local_sessions", json!(mode))?;
         if let Some(limit) = self.get("requestThrottleLimit").filter(|limit| *limit != "0") {
             let limit = typed("requestThrottleLimit", limit, Kind::Number)?;
             if limit.is_some() && !self.lines.contains_key("globalOutstandingLimit") {
-                self.set("client.outstanding_max", json!(limit));
+                self.set("client.outstanding_max", json!(limit))?;
             }
         }
         if self.is("connection_throttle_weight_enabled") {
@@ -545,7 +559,7 @@ impl Translation {
             ] {
                 let key = format!("connection_throttle_{session}_session_weight");
                 if let Some(weight) = typed(&key, self.get(&key).unwrap_or(default), Kind::Number)? {
-                    self.set(&format!("client.throttle.{own}_weight"), weight);
+                    self.set(&format!("client.throttle.{own}_weight"), weight)?;
                 }
             }
         }
@@ -553,7 +567,7 @@ impl Translation {
     }
 
     /// What a client must have proved.
-    fn required_schemes(&mut self) {
+    fn required_schemes(&mut self) -> Result<(), ConfigError> {
         let mut schemes: Vec<String> = Vec::new();
         if self.is("enforce.auth.enabled") {
             let listed = self.get("enforce.auth.schemes").unwrap_or("sasl");
@@ -563,8 +577,9 @@ impl Translation {
             schemes.push("sasl".into());
         }
         if !schemes.is_empty() {
-            self.set("client.authentication.required_schemes", json!(schemes));
+            self.set("client.authentication.required_schemes", json!(schemes))?;
         }
+        Ok(())
     }
 
     fn admin(&mut self) -> Result<(), ConfigError> {
@@ -574,9 +589,9 @@ impl Translation {
         let host = self.get("admin.serverAddress").unwrap_or("127.0.0.1");
         let optional = !self.lines.contains_key("admin.serverPort");
         let listen = if off { json!(null) } else { json!(format!("{host}:{port}")) };
-        self.set("admin.listen", listen);
+        self.set("admin.listen", listen)?;
         // Several servers on one machine: only the first gets ZooKeeper's default port.
-        self.set("admin.optional", json!(optional));
+        self.set("admin.optional", json!(optional))?;
         Ok(())
     }
 
@@ -588,7 +603,7 @@ impl Translation {
         let host = self.get("metricsProvider.httpHost").unwrap_or("0.0.0.0");
         let port = self.get("metricsProvider.httpPort").unwrap_or("7000");
         let listen = json!(format!("{host}:{port}"));
-        self.set("admin.metrics_listen", listen);
+        self.set("admin.metrics_listen", listen)?;
         Ok(())
     }
 }
@@ -668,6 +683,26 @@ mod tests {
     fn a_server_on_its_own_needs_no_number() {
         let config = load("dataDir=DIR\nclientPort: 2181\nmaxClientCnxns=0\n", "").unwrap();
         assert_eq!((config.server, config.client.connections_per_address_max), (1, 0));
+    }
+
+    #[test]
+    fn a_key_within_one_that_has_a_value_is_refused() {
+        for (line, named) in [
+            ("meridian.region.x=1", "meridian.region.x"),
+            ("meridian.a=5\nmeridian.a.b.c=6", "meridian.a.b.c"),
+            ("meridian.admin=off", "meridian.admin"),
+            ("meridian.servers=[]\nmeridian.servers.x=1", "meridian.servers.x"),
+        ] {
+            let error = load(&format!("{THREE}{line}\n"), "1").unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_very_many_parts_is_refused() {
+        let line = format!("meridian.{}b=1", "a.".repeat(100_000));
+        let error = load(&format!("{THREE}{line}\n"), "1").unwrap_err().to_string();
+        assert!(error.contains("parts"), "{}", error.len());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use meridian_wire::{Input, WireError};
+use meridian_wire::{Input, OpCode, WireError};
 use thiserror::Error;
 
 use super::Found;
@@ -220,6 +220,10 @@ impl Replay {
             }
             14 => {
                 for (kind, body) in input.vector(8, |input| Ok((input.int()?, input.buffer()?)))? {
+                    // ZooKeeper writes none within another, and each would take its part of the stack.
+                    if kind == 14 {
+                        return Err(WireError::NotInMulti { operation: kind, multi: OpCode::Multi });
+                    }
                     self.apply(kind, &mut Input::new(body.unwrap_or_default()), at)?;
                 }
             }
@@ -383,5 +387,25 @@ mod tests {
         let nothing = tempfile::tempdir().unwrap();
         let error = read(nothing.path(), nothing.path()).unwrap_err().to_string();
         assert!(error.contains("version-2"), "{error}");
+    }
+
+    #[test]
+    fn a_transaction_within_itself_is_an_error() {
+        let mut record = vec![0; 32];
+        (record[19], record[31]) = (1, 14);
+        let multi = |body: &[u8]| {
+            let length = i32::try_from(body.len()).unwrap().to_be_bytes();
+            [&1i32.to_be_bytes()[..], &14i32.to_be_bytes(), &length, body].concat()
+        };
+        record.extend(multi(&multi(&[0; 4])));
+        let mut log = [&b"ZKLG\0\0\0\x02"[..], &[0; 8]].concat();
+        log.extend(i64::from(adler2::adler32_slice(&record)).to_be_bytes());
+        log.extend(i32::try_from(record.len()).unwrap().to_be_bytes());
+        log.extend(&record);
+        log.push(END_OF_RECORD);
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("log.1"), log).unwrap();
+        let error = read(dir.path(), dir.path()).unwrap_err().to_string();
+        assert!(error.contains("log.1"), "{error}");
     }
 }

@@ -130,8 +130,8 @@ impl Tree {
         self.ephemerals.range(sessions).map(|(session, _)| *session)
     }
 
-    /// Puts a znode at a path and into its parent's list of children, without touching the parent's
-    /// stat: for the roots of subtrees. Quotas are to be counted anew then.
+    /// Puts a znode at a path, over one that is there, and into its parent's list of children, without touching
+    /// the parent's stat: for the roots of subtrees. Quotas are to be counted anew then.
     pub fn put(&mut self, path: &str, znode: ZnodeRef<'_>) {
         self.extend(std::iter::once((path, znode)));
     }

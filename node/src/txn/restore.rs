@@ -84,7 +84,7 @@ pub(super) fn apply(state: &mut State, step: Restore, events: &mut Vec<Event>) {
             if restoring.znodes.len() as u64 != znodes {
                 return tracing::error!("a restore that is not whole changes nothing");
             }
-            state.zxid = state.zxid.max(zxid);
+            state.catch_up_with(zxid);
             replace(state, &restoring.znodes, events);
         }
         Restore::Put { .. } | Restore::Finish { .. } => {}

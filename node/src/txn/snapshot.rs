@@ -203,6 +203,14 @@ impl SubtreeSnapshot {
         Ok(Self { orderer, order, tree })
     }
 
+    /// Whether all of it is what an orderer orders by a mesh's table.
+    pub(super) fn is_of(&self, orderer: Orderer, mesh: &Mesh) -> bool {
+        let ordered = |path: &str, subtree| {
+            mesh.subtree_of(path) == subtree && mesh.orderer_of(subtree) == Some(orderer)
+        };
+        self.orderer == orderer && self.tree.iter().all(|(path, znode)| ordered(path, znode.subtree))
+    }
+
     /// Replaces the content in a tree; `events` gets what has changed by it.
     pub fn install(&self, tree: &mut Tree, mesh: &Mesh, events: &mut Vec<Event>) {
         let before = tree.clone();
@@ -339,6 +347,10 @@ fn write_whole_region(state: &State, out: &mut impl Write) -> Result<(), Snapsho
     )?;
     put(out, &RegionRecord::Policy(state.policy))?;
     let transfer = state.restoring.transfer;
+    // A restore that has just begun has no znodes yet, and goes on all the same.
+    if transfer != 0 {
+        put(out, &RegionRecord::Restoring { transfer, znodes: Vec::new() })?;
+    }
     for znodes in batches(state.restoring.znodes.values().cloned(), ImportedZnode::weight) {
         put(out, &RegionRecord::Restoring { transfer, znodes })?;
     }

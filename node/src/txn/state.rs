@@ -194,13 +194,19 @@ impl State {
         }
         self.term = term;
         let epoch = (self.zxid >> 32).saturating_add(1).max(i64::try_from(term).unwrap_or(i64::MAX));
-        self.zxid = epoch.min(i64::from(i32::MAX)) << 32;
+        self.zxid = self.zxid.max(epoch.min(i64::from(i32::MAX)) << 32);
     }
 
     fn next_zxid(&mut self) -> i64 {
         // A full counter runs over into the epoch, which is what is wanted.
-        self.zxid += 1;
+        self.zxid = self.zxid.saturating_add(1);
         self.zxid
+    }
+
+    /// Goes on above a zxid of elsewhere; the last epoch that there can be is left to this region.
+    pub(super) fn catch_up_with(&mut self, zxid: i64) {
+        let newest = (i64::from(i32::MAX) << 32) - 1;
+        self.zxid = self.zxid.max(zxid.min(newest));
     }
 
     /// Who orders the writes of a path: `None` if this region alone does.
@@ -214,6 +220,15 @@ impl State {
         self.tree
             .ephemerals_of(session)
             .any(|path| self.orderer_of(path).is_some_and(|orderer| !self.federation.orders_here(orderer)))
+    }
+
+    /// The root of a shared subtree of a table where a znode of this region alone stands that holds something:
+    /// the other regions don't have it, so that the mesh can't be formed before it is gone.
+    pub fn in_the_way_of<'m>(&self, mesh: &'m Mesh) -> Option<&'m str> {
+        let holds_something =
+            |znode: ZnodeRef<'_>| znode.children > 0 || znode.data.is_some_and(|data| !data.is_empty());
+        let mut roots = mesh.subtrees().map(|(_, subtree)| subtree.path.as_str());
+        roots.find(|path| self.tree.get(path).is_some_and(holds_something))
     }
 
     /// Whether a znode belongs to what an orderer orders.
@@ -309,7 +324,7 @@ impl Apply<'_, '_> {
             }
             Command::Import(import) => {
                 // Clients of the old ensemble must not find an older state here.
-                self.state.zxid = self.state.zxid.max(import.zxid);
+                self.state.catch_up_with(import.zxid);
                 self.state.next_zxid();
                 let mesh = self.state.mesh.clone();
                 self.on_tree(|tree, events| import::apply(tree, &mesh, import, events));
@@ -324,7 +339,7 @@ impl Apply<'_, '_> {
         let next = match caller.boot.cmp(&boot) {
             std::cmp::Ordering::Less => false,
             std::cmp::Ordering::Equal => {
-                caller.sequence == last + 1
+                caller.sequence.checked_sub(1) == Some(last)
                     || mutant::is(Mutant::ResentWriteApplied) && caller.sequence <= last
             }
             std::cmp::Ordering::Greater => caller.sequence == 1,
@@ -746,6 +761,9 @@ impl Apply<'_, '_> {
         if !self.state.mesh.regions.is_empty() || mesh.validate().is_err() {
             return;
         }
+        if let Some(path) = self.state.in_the_way_of(&mesh) {
+            return tracing::error!(path, "the mesh is not formed over znodes that only this region has");
+        }
         self.state.federation = Federation {
             incarnation: self.state.federation.incarnation,
             ..Federation::new(self.state.region, &mesh)
@@ -771,7 +789,7 @@ impl Apply<'_, '_> {
     /// Replaces the content of what an orderer orders. A snapshot that is not whole changes nothing.
     fn install(&mut self, orderer: Orderer, pieces: &[Bytes], global: Option<federation::GlobalInstall>) {
         let snapshot = match SubtreeSnapshot::read(pieces) {
-            Ok(snapshot) if snapshot.orderer == orderer && self.is_news(&snapshot) => snapshot,
+            Ok(snapshot) if snapshot.is_of(orderer, &self.state.mesh) && self.is_news(&snapshot) => snapshot,
             Ok(_) => return tracing::error!(?orderer, "snapshot of another orderer, or an old one, refused"),
             Err(error) => return tracing::error!(%error, ?orderer, "damaged snapshot refused"),
         };

@@ -13,8 +13,8 @@ use meridian_wire::{Acl, Create, CreateMode, ErrorCode, EventType, OpCode, Reque
 
 use super::restore::{self, Restore};
 use super::{
-    Answer, Batch, Caller, ClientRequest, Command, Effects, Me, MultiResult, Policy, Reply, State, reap,
-    snapshot,
+    Answer, Batch, Caller, ClientRequest, Command, Effects, Me, MultiResult, Policy, Reply, State, import,
+    reap, snapshot,
 };
 
 const EPHEMERAL: i32 = 1;
@@ -41,11 +41,16 @@ fn mesh() -> Mesh {
 
 impl Region {
     fn new(number: u8) -> Self {
+        let mut region = Self::unformed(number);
+        region.apply(&Command::FormMesh { mesh: mesh() });
+        region
+    }
+
+    fn unformed(number: u8) -> Self {
         let me = Me { server: 1, boot: 1 };
         let session = i64::from(number) << 56 | 5;
         let mut region =
             Self { state: State::new(number), me, sequence: 0, session, effects: Effects::default() };
-        region.apply(&Command::FormMesh { mesh: mesh() });
         let caller = region.caller();
         let password = [1; 16];
         region.apply(&Command::OpenSession { caller, session, connection: 1, timeout_ms: 9_000, password });
@@ -782,6 +787,26 @@ fn a_restore_replaces_the_regions_own_znodes_and_nothing_else() {
 }
 
 #[test]
+fn a_restore_goes_on_from_a_snapshot_wherever_it_was_taken() {
+    let mut a = Region::new(1);
+    a.create("/a", 0);
+    let steps = restore_steps(&a.state, 3);
+    a.create("/b", 0);
+    for taken_after in 0..steps.len() {
+        let mut b = Region { state: a.state.clone(), effects: Effects::default(), ..Region::new(1) };
+        for (index, step) in steps.iter().enumerate() {
+            b.apply(&Command::Restore(step.clone()));
+            if index == taken_after {
+                let mut bytes = Vec::new();
+                snapshot::write_region(&b.state, &mut bytes).unwrap();
+                b.state = snapshot::read_region(&mut &bytes[..]).unwrap();
+            }
+        }
+        assert!(!b.has("/b"), "taken after step {taken_after}");
+    }
+}
+
+#[test]
 fn a_restore_that_is_not_whole_changes_nothing() {
     let mut a = Region::new(1);
     a.create("/a", 0);
@@ -804,4 +829,104 @@ fn a_restore_that_is_not_whole_changes_nothing() {
         a.apply(&Command::Restore(step));
     }
     assert!(!a.has("/b") && a.has("/a") && a.has("/zookeeper/config") && a.has("/zookeeper/quota"));
+}
+
+/// A state can be saved and comes back as it was.
+fn assert_can_be_saved(state: &State) {
+    let mut bytes = Vec::new();
+    snapshot::write_region(state, &mut bytes).unwrap();
+    snapshot::read_region(&mut &bytes[..]).unwrap();
+}
+
+#[test]
+fn a_mesh_is_not_formed_over_znodes_that_are_already_there() {
+    let mut a = Region::unformed(1);
+    a.create("/shared", 0);
+    a.create("/shared/x", 0);
+    a.apply(&Command::FormMesh { mesh: mesh() });
+    assert!(a.state.mesh.regions.is_empty() && a.has("/shared/x"));
+    assert_eq!(a.state.in_the_way_of(&mesh()), Some("/shared"));
+    assert_can_be_saved(&a.state);
+    a.send(&Request::Delete { path: "/shared/x", version: -1 });
+    a.send(&Request::SetData { path: "/shared", data: None, version: -1 });
+    a.apply(&Command::FormMesh { mesh: mesh() });
+    assert_eq!(*a.state.mesh, mesh());
+    assert_can_be_saved(&a.state);
+}
+
+#[test]
+fn a_snapshot_of_an_order_brings_nothing_that_is_ordered_elsewhere() {
+    let [mut a, mut b, _] = regions();
+    b.create("/private", 0);
+    let mut znode = super::state::bare_znode(1);
+    znode.owner = b.session;
+    a.state.tree.put("/private", znode.as_ref());
+    let pieces = snapshot::SubtreeSnapshot::write(&a.state, Orderer::Global).unwrap();
+    let before = b.state.tree.digest(0);
+    for (piece, bytes) in (0..).zip(pieces) {
+        b.federation(federation::Command::Stage { orderer: Orderer::Global, transfer: 9, piece, bytes });
+    }
+    b.federation(federation::Command::Install { orderer: Orderer::Global, transfer: 9, global: None });
+    assert_eq!((b.state.tree.get("/private").unwrap().owner, b.state.tree.digest(0)), (0, before));
+    assert_can_be_saved(&b.state);
+}
+
+#[test]
+fn numbers_at_the_end_of_their_range_are_refused() {
+    let mut a = Region::new(1);
+    let mut b = Region::new(2);
+    let forward = |first| federation::Command::Forward {
+        subtree: 2,
+        region: 2,
+        first,
+        requests: vec![Bytes::new(), Bytes::new()],
+    };
+    assert_eq!(a.federation(forward(u64::MAX)), Outcome::Gap);
+    let content = federation::Content::Request { region: 3, sequence: u64::MAX, request: Bytes::new() };
+    let record = |position| {
+        let content = content.clone();
+        let record = federation::MirrorRecord { position, zxid: 1, time_ms: 1, content };
+        Bytes::from(codec::encode(&record).unwrap())
+    };
+    let mirror = |position| federation::Command::Mirror { subtree: 2, records: vec![record(position)] };
+    assert_eq!(b.federation(mirror(1)), Outcome::Applied);
+    assert_eq!(b.federation(mirror(u64::MAX)), Outcome::Gap);
+    b.state.federation.orders.get_mut(&Orderer::Home(2)).unwrap().home = 2;
+    let from_3 = federation::Command::Forward {
+        subtree: 2,
+        region: 3,
+        first: 0,
+        requests: vec![Bytes::new(), Bytes::new()],
+    };
+    assert_eq!(b.federation(from_3), Outcome::Applied, "all of it is old");
+}
+
+#[test]
+fn the_last_entry_that_there_can_be_is_applied_once() {
+    let mut a = Region::new(1);
+    let global = |change| federation::Command::Global { incarnation: 0, change };
+    let mut log = GlobalLog::default();
+    log.agree(&GlobalCommand::ExpireRegion { region: 2, lease_epoch: u64::MAX, time_ms: 1 });
+    log.0[0].id.index = u64::MAX;
+    let order = a.state.federation.orders.get_mut(&Orderer::Global).unwrap();
+    order.lease_epochs.insert(2, u64::MAX);
+    a.state.federation.global.applied = Some(GlobalLogId { term: 1, index: u64::MAX - 1 });
+    assert_eq!(a.federation(global(GlobalChange::Append(log.0))), Outcome::Applied);
+    for _ in 0..2 {
+        assert_eq!(a.federation(global(GlobalChange::Commit(u64::MAX))), Outcome::Applied);
+    }
+    assert_eq!(a.state.federation.orders[&Orderer::Global].lease_epoch(2), u64::MAX);
+}
+
+#[test]
+fn zxids_of_elsewhere_leave_room_for_more() {
+    let mut a = Region::new(1);
+    let import = import::Import { zxid: i64::MAX, znodes: Vec::new() };
+    a.apply(&Command::Import(import));
+    let zxid = a.state.zxid;
+    a.create("/a", 0);
+    assert!(zxid > 0 && a.state.zxid > zxid);
+    a.apply(&Command::Restore(Restore::Begin { transfer: 1 }));
+    a.apply(&Command::Restore(Restore::Finish { transfer: 1, znodes: 0, zxid: i64::MAX }));
+    assert!(a.state.zxid > zxid);
 }
