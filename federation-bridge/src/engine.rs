@@ -323,7 +323,7 @@ fn weight(entry: &Entry) -> usize {
 #[derive(Clone, Copy, Debug)]
 pub struct LogBounds {
     /// Bytes of new entries after which a snapshot is taken: bounds the time of a restart, and the memory that
-    /// entries take. Half of what the snapshot holds if that is more, up to eight times as much: so that what
+    /// entries take. A quarter of what the snapshot holds if that is more, up to eight times as much: so that what
     /// is written for snapshots stays in proportion to what is written for entries.
     pub bytes_per_snapshot: usize,
     /// Bytes of entries kept behind a snapshot for members that lag a little.
@@ -332,8 +332,8 @@ pub struct LogBounds {
 
 impl LogBounds {
     fn bytes_before_snapshot(&self, content_bytes: u64) -> usize {
-        let half = usize::try_from(content_bytes / 2).unwrap_or(usize::MAX);
-        half.clamp(self.bytes_per_snapshot, self.bytes_per_snapshot.saturating_mul(8))
+        let quarter = usize::try_from(content_bytes / 4).unwrap_or(usize::MAX);
+        quarter.clamp(self.bytes_per_snapshot, self.bytes_per_snapshot.saturating_mul(8))
     }
 }
 

@@ -102,7 +102,7 @@ impl Default for Storage {
         Self {
             log: LogOptions::default(),
             log_dir: None,
-            log_bounds: LogBounds { bytes_per_snapshot: 32 << 20, bytes_kept: 32 << 20 },
+            log_bounds: LogBounds { bytes_per_snapshot: 32 << 20, bytes_kept: 16 << 20 },
             entries_per_snapshot: 100_000,
         }
     }

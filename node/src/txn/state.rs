@@ -542,8 +542,7 @@ impl Apply<'_, '_> {
         {
             return self.answer(request.caller, refusal);
         }
-        let lease_epoch =
-            self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region));
+        let lease_epoch = self.lease_epoch(orderer);
         let mut may_own = false;
         if let Some(session) = self.state.sessions.get_mut(&request.session) {
             if makes_ephemeral(decoded) {
@@ -565,6 +564,11 @@ impl Apply<'_, '_> {
         if let Err(error) = self.send(orderer, request.caller, bytes) {
             self.answer(request.caller, Outcome::error(error));
         }
+    }
+
+    /// This region's lease, as of what it knows of an order.
+    fn lease_epoch(&self, orderer: Orderer) -> u64 {
+        self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region))
     }
 
     /// Hands a request to its orderer: this region if it is the home, else the outbox.
@@ -665,17 +669,28 @@ impl Apply<'_, '_> {
             }
         });
         if region == self.state.region {
-            self.end_sessions(|apply| {
-                let shared = apply.state.sessions.iter().filter(|(_, s)| s.shared.contains(&orderer));
-                shared.map(|(id, _)| *id).collect()
-            });
+            self.end_sessions_with(orderer);
         }
+    }
+
+    /// This region has learnt that an orderer has taken its ephemerals away. Once the global group says so, other
+    /// regions may take over what is homed elsewhere too, while the mirror here still shows the old holders.
+    fn end_sessions_with(&mut self, orderer: Orderer) {
+        self.end_sessions(|apply| {
+            let shared = apply.state.sessions.iter().filter(|(_, s)| s.shared.contains(&orderer));
+            let mut ending: Vec<i64> = shared.map(|(id, _)| *id).collect();
+            if orderer == Orderer::Global {
+                ending.extend(apply.sessions_at_stake());
+            }
+            ending
+        });
     }
 
     fn end_sessions(&mut self, which: impl FnOnce(&Self) -> Vec<i64>) {
         let mut ending = which(self);
         // The order in which sessions end is part of the result: zxids follow from it.
         ending.sort_unstable();
+        ending.dedup();
         for session in ending {
             self.state.next_zxid();
             self.close_session(session, None);
@@ -799,8 +814,13 @@ impl Apply<'_, '_> {
         for event in &mut self.effects.events[first..] {
             event.zxid = self.state.zxid;
         }
+        let (region, lease_epoch) = (self.state.region, self.lease_epoch(orderer));
+        let is_new_lease = snapshot.order.lease_epoch(region) != lease_epoch;
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
+        }
+        if is_new_lease {
+            self.end_sessions_with(orderer);
         }
         if let Orderer::Home(subtree) = orderer {
             let time_ms = self.state.time_ms;

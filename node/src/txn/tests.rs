@@ -293,6 +293,48 @@ fn a_region_that_loses_its_lease_loses_its_ephemerals_and_sessions() {
     assert_equal(&[a, b, c], 1);
 }
 
+/// In region `c`: a znode of a session of its own, homed in `a`.
+fn hold_at_home(a: &mut Region, c: &mut Region) {
+    c.create("/shared/holder", EPHEMERAL);
+    let requests: Vec<Bytes> = c.outbox(Orderer::Home(2)).into_iter().map(|(_, r)| r).collect();
+    a.federation(federation::Command::Forward { subtree: 2, region: 3, first: 1, requests });
+    let records = a.state.federation.mirrors[&2].from(1, usize::MAX).unwrap();
+    c.federation(federation::Command::Mirror { subtree: 2, records });
+    assert!(c.has("/shared/holder") && c.state.sessions.contains_key(&c.session));
+}
+
+#[test]
+fn a_lost_lease_ends_holders_of_what_is_homed_elsewhere_before_their_mirror_says_so() {
+    let [mut a, _, mut c] = regions();
+    hold_at_home(&mut a, &mut c);
+    let mut log = GlobalLog::default();
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    log.teach(&mut a);
+    assert!(!a.has("/shared/holder"), "free for others");
+    log.teach(&mut c);
+    assert!(c.has("/shared/holder"), "the mirror lags");
+    assert!(!c.state.sessions.contains_key(&c.session));
+}
+
+#[test]
+fn a_lost_lease_ends_holders_however_their_region_learns_of_it() {
+    let [mut a, mut b, mut c] = regions();
+    hold_at_home(&mut a, &mut c);
+    b.state = c.state.clone();
+    (b.state.region, b.session) = (3, c.session);
+    let mut log = GlobalLog::default();
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    log.teach(&mut a);
+    for (region, orderer) in [(&mut c, Orderer::Global), (&mut b, Orderer::Home(2))] {
+        let pieces = snapshot::SubtreeSnapshot::write(&a.state, orderer).unwrap();
+        for (piece, bytes) in (0..).zip(pieces) {
+            region.federation(federation::Command::Stage { orderer, transfer: 9, piece, bytes });
+        }
+        region.federation(federation::Command::Install { orderer, transfer: 9, global: None });
+        assert!(!region.state.sessions.contains_key(&region.session), "{orderer:?}");
+    }
+}
+
 #[test]
 fn a_request_counts_as_of_its_place_however_many_are_applied_at_once() {
     let [mut a, mut b, mut c] = regions();
