@@ -340,7 +340,11 @@ pub struct TimingConfig {
 
 impl Default for TimingConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 150, election_timeout_ms: (750, 1_500) }
+        let Timing { heartbeat, election_timeout } = Timing::default();
+        Self {
+            heartbeat_ms: millis(heartbeat),
+            election_timeout_ms: (millis(election_timeout.0), millis(election_timeout.1)),
+        }
     }
 }
 
@@ -471,10 +475,10 @@ impl ServerConfig {
             return invalid("servers", "none of them votes: one, three or five must");
         }
         let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
-        if heartbeat_ms == 0 || min < 3 * heartbeat_ms || max <= min {
+        if heartbeat_ms == 0 || min <= 3 * heartbeat_ms || max <= min {
             return invalid(
                 "timing",
-                "the election timeout must be a range that starts at three heartbeats or more",
+                "the election timeout must be a range that starts above three heartbeats",
             );
         }
         if self.tick_ms == 0 {
@@ -674,6 +678,8 @@ mod tests {
         assert!(voteless.contains("none of them votes"), "{voteless}");
         let mesh = format!("{SMALL}\n[mesh]\nregions = [{{ name = \"us\" }}]");
         assert!(load(&mesh).unwrap_err().to_string().contains("certs"));
+        let hasty = format!("{SMALL}\n[timing]\nheartbeat_ms = 300\nelection_timeout_ms = [900, 1200]");
+        assert!(load(&hasty).unwrap_err().to_string().contains("above three heartbeats"));
     }
 
     #[test]

@@ -80,7 +80,8 @@ pub struct RegionConfig {
 pub struct Timing {
     /// How often a leader is heard of.
     pub heartbeat: Duration,
-    /// A follower that has not heard of it for a time drawn from this range calls an election.
+    /// A follower that has not heard of it for a time from this range calls an election. Others have its vote
+    /// once half of the longest has passed.
     pub election_timeout: (Duration, Duration),
 }
 
@@ -108,10 +109,32 @@ impl Default for Storage {
     }
 }
 
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            election_timeout: (Duration::from_millis(900), Duration::from_millis(1_200)),
+        }
+    }
+}
+
 impl Timing {
     fn rpc_timeout(&self) -> Duration {
         self.election_timeout.1
     }
+
+    /// The range as the engine wants it, in ms. After a leader it waits for a lease, which is its own longest
+    /// timeout, and then for a timeout drawn from its range; so half of the time is the lease. Its shortest
+    /// timeout is also how long it waits for a vote: never less than half of a lease.
+    fn engine_timeouts_ms(&self) -> (u64, u64) {
+        let (shortest, longest) = self.election_timeout;
+        let lease = millis(longest).div_ceil(2);
+        (millis(shortest).saturating_sub(lease).max(lease.div_ceil(2)), lease)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Secures connections between the servers of a region: both sides prove which server they are.
@@ -203,12 +226,12 @@ impl RegionConfig {
     }
 
     fn engine_config(&self) -> Result<Config, openraft::ConfigError> {
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let (election_timeout_min, election_timeout_max) = self.timing.engine_timeouts_ms();
         Config {
             cluster_name: self.region_name.clone(),
-            heartbeat_interval: ms(self.timing.heartbeat),
-            election_timeout_min: ms(self.timing.election_timeout.0),
-            election_timeout_max: ms(self.timing.election_timeout.1),
+            heartbeat_interval: millis(self.timing.heartbeat),
+            election_timeout_min,
+            election_timeout_max,
             enable_pre_vote: Some(true),
             // Before it was restarted a leader may have sent entries that its own disk does not have: in the
             // same term it could put others in their place.
@@ -714,6 +737,36 @@ async fn follow_leadership(
                 stopped
             });
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn half_of_the_longest_time_is_the_lease() {
+        assert_eq!(Timing::default().engine_timeouts_ms(), (300, 600));
+        let timing = Timing { election_timeout: (ms(750), ms(1_500)), ..Timing::default() };
+        assert_eq!(timing.engine_timeouts_ms(), (375, 750), "later than the shortest, to wait for votes");
+    }
+
+    proptest! {
+        #[test]
+        fn an_election_is_called_within_the_range(heartbeat in 1_u64..5_000, more in 1_u64..20_000, spread in 1_u64..20_000) {
+            let shortest = 3 * heartbeat + more;
+            let longest = shortest + spread;
+            let timing = Timing { heartbeat: ms(heartbeat), election_timeout: (ms(shortest), ms(longest)) };
+            let (least, lease) = timing.engine_timeouts_ms();
+            prop_assert!(heartbeat < least && least < lease, "what the engine asks for");
+            prop_assert!(shortest <= lease + least && 2 * lease <= longest + 1);
         }
     }
 }
