@@ -42,7 +42,7 @@ use crate::log::{Log, LogHandle, LogOptions};
 use crate::snapshot::SnapshotStore;
 use crate::txn::ensemble::{Member, Members, Role};
 use crate::txn::{Caller, Command, Effects, Me, State};
-use machine::Machine;
+use machine::{LastSaved, Machine, Saved};
 use members::{Directory, Group, Membership};
 use peers::Peers;
 use proposer::Proposer;
@@ -186,6 +186,15 @@ pub struct Roster {
     pub lag_entries: BTreeMap<u64, u64>,
 }
 
+/// A snapshot of this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastSnapshot {
+    /// The zxid that its state has reached.
+    pub zxid: i64,
+    /// Where it lies, until newer ones have taken its place.
+    pub file: PathBuf,
+}
+
 /// This server's part in its region. Clones share it.
 #[derive(Clone)]
 pub struct Region {
@@ -201,6 +210,7 @@ pub struct Region {
     uplink: Uplink,
     peers: Peers,
     store: Store,
+    last_saved: LastSaved,
     tasks: Arc<parking_lot::Mutex<JoinSet<()>>>,
 }
 
@@ -296,6 +306,7 @@ impl Region {
             machine_sink,
             environment.background.clone(),
         )?;
+        let last_saved = machine.last_saved();
         let peers = Peers {
             config: config.clone(),
             environment: environment.clone(),
@@ -353,6 +364,7 @@ impl Region {
             uplink,
             peers,
             store,
+            last_saved,
             tasks,
         })
     }
@@ -399,6 +411,12 @@ impl Region {
     /// Changes with every entry that is applied here: its index in the region's log.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// The newest snapshot that this server has saved, or has started from.
+    pub fn last_snapshot(&self) -> Option<LastSnapshot> {
+        let Saved { id, zxid } = self.last_saved.get()?;
+        Some(LastSnapshot { zxid, file: self.peers.snapshots.path_of(id) })
     }
 
     /// Whether the disk has room for more writes.
