@@ -314,7 +314,7 @@ impl Default for LeaseConfig {
 pub struct MeshTimingConfig {
     /// How often the region that leads the global group is heard of, in ms.
     pub heartbeat_ms: u64,
-    /// After how long without it another is elected, in ms: at least and at most.
+    /// After the longest of these without it, and then a time drawn from them, another is elected, in ms.
     pub election_timeout_ms: (u64, u64),
 }
 
