@@ -68,9 +68,9 @@ impl Systems {
         self.data.clone().unwrap_or_else(std::env::temp_dir)
     }
 
-    /// A new directory for data.
+    /// A new directory for data, by its absolute path: servers are started in directories of their own.
     pub(crate) fn directory(&self) -> anyhow::Result<TempDir> {
-        let parent = self.parent();
+        let parent = std::path::absolute(self.parent())?;
         let directory = tempfile::Builder::new().prefix("meridian-bench-").tempdir_in(&parent);
         directory.with_context(|| format!("cannot keep data in {}", parent.display()))
     }
@@ -184,7 +184,9 @@ impl Ensemble {
             .open(self.directory.join(format!("{}.log", server + 1)))?;
         let mut command = (self.command)(server, &own)?;
         command.current_dir(&own).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.kill_on_drop(true).spawn().with_context(|| format!("cannot start {}", self.name))
+        let program = command.as_std().get_program().to_os_string();
+        let started = command.kill_on_drop(true).spawn();
+        started.with_context(|| format!("cannot start {} with {}", self.name, program.display()))
     }
 
     /// What it is called.
@@ -361,6 +363,13 @@ pub(crate) fn sync_time(directory: &Path) -> anyhow::Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_may_be_kept_in_a_directory_named_from_here() {
+        let systems = Systems { zookeeper: PathBuf::new(), meridian: None, data: Some(".".into()) };
+        let directory = systems.directory().unwrap();
+        assert!(directory.path().starts_with(std::env::current_dir().unwrap()), "{directory:?}");
+    }
 
     #[test]
     fn zookeeper_is_found_by_any_of_its_parts() {

@@ -247,7 +247,7 @@ impl Demo {
     }
 }
 
-/// The `meridian` program: the one named, or the one next to this program.
+/// The absolute path of the `meridian` program: the one named, or the one next to this program.
 ///
 /// # Errors
 /// If there is none.
@@ -261,7 +261,8 @@ pub fn meridian_program(named: Option<&Path>) -> anyhow::Result<PathBuf> {
         "there is no {}: build it with `cargo build --release -p meridian-node`, or name it with --meridian",
         program.display()
     );
-    Ok(program)
+    // Servers are started in directories of their own.
+    Ok(std::path::absolute(program)?)
 }
 
 #[cfg(test)]
@@ -272,6 +273,14 @@ mod tests {
         {"name":"us-east-1","role":"voter","pid":1,"client":"127.0.0.1:1","admin":"127.0.0.1:2","leader":false},
         {"name":"us-east-2","role":"voter","pid":2,"client":"127.0.0.1:3","admin":"127.0.0.1:4","leader":true}]}],
         "subtrees":[{"path":"/global","mode":"global"},{"path":"/shared","mode":"homed","home":"us-east"}]}"#;
+
+    #[test]
+    fn a_program_may_be_named_from_here() {
+        let program = meridian_program(Some(Path::new("Cargo.toml"))).unwrap();
+        assert_eq!(program, std::env::current_dir().unwrap().join("Cargo.toml"));
+        let error = meridian_program(Some(Path::new("no/such/meridian"))).unwrap_err().to_string();
+        assert!(error.starts_with("there is no no/such/meridian: "), "{error}");
+    }
 
     #[test]
     fn a_demo_describes_its_mesh() {

@@ -43,8 +43,9 @@ use crate::state::{
 pub struct GlobalTiming {
     /// How often the leading region is heard of.
     pub heartbeat: Duration,
-    /// A region that has not heard of it for a time drawn from this range calls an election. Must exceed
-    /// a regional failover, so that a lost server does not move the global leader.
+    /// A region that has not heard of it for the longest of this range, and then for a time drawn from it,
+    /// calls an election. Must exceed a regional failover, so that a lost server does not move the global
+    /// leader.
     pub election_timeout: (Duration, Duration),
 }
 

@@ -2,7 +2,6 @@
 //! `cargo run -p meridian-node --example region -- <directory> <first client port> [voters] [observers]`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::Context;
 use meridian_node::region::{RegionConfig, Timing};
@@ -32,10 +31,7 @@ async fn main() -> anyhow::Result<()> {
             members: members_at(&voter_addresses, &observer_addresses),
             listen,
             data_dir: format!("{directory}/{server}").into(),
-            timing: Timing {
-                heartbeat: Duration::from_millis(100),
-                election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
-            },
+            timing: Timing::default(),
             storage: Default::default(),
             tls: None,
         };

@@ -115,10 +115,7 @@ impl Server {
             members: members_at(&voters, &BTreeMap::new()),
             listen: addresses.peers[region][server].clone(),
             data_dir: dir.join(&own_name),
-            timing: Timing {
-                heartbeat: Duration::from_millis(100),
-                election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
-            },
+            timing: Timing::default(),
             storage: Default::default(),
             tls: Some(PeerIdentity::new(identity.clone())),
         };

@@ -57,10 +57,7 @@ impl Server {
             members: members_at(&voters, &observers),
             listen: addresses[number as usize - 1].clone(),
             data_dir: dir.join(number.to_string()),
-            timing: Timing {
-                heartbeat: Duration::from_millis(100),
-                election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
-            },
+            timing: Timing::default(),
             storage: Default::default(),
             tls: None,
         };

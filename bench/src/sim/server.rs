@@ -112,10 +112,7 @@ impl Layout {
             members: self.members(region, &(0..self.voters).collect::<Vec<_>>()),
             listen: address_of(self.host_of(region, server), PEER_PORT).to_string(),
             data_dir: PathBuf::from("/data"),
-            timing: Timing {
-                heartbeat: Duration::from_millis(100),
-                election_timeout: (Duration::from_millis(500), Duration::from_millis(1_000)),
-            },
+            timing: Timing::default(),
             // Small, so that segments end, logs are purged and snapshots are sent within a run.
             storage: Storage {
                 log_dir: None,

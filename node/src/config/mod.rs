@@ -314,7 +314,7 @@ impl Default for LeaseConfig {
 pub struct MeshTimingConfig {
     /// How often the region that leads the global group is heard of, in ms.
     pub heartbeat_ms: u64,
-    /// After how long without it another is elected, in ms: at least and at most.
+    /// After the longest of these without it, and then a time drawn from them, another is elected, in ms.
     pub election_timeout_ms: (u64, u64),
 }
 
@@ -340,7 +340,11 @@ pub struct TimingConfig {
 
 impl Default for TimingConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 150, election_timeout_ms: (750, 1_500) }
+        let Timing { heartbeat, election_timeout } = Timing::default();
+        Self {
+            heartbeat_ms: millis(heartbeat),
+            election_timeout_ms: (millis(election_timeout.0), millis(election_timeout.1)),
+        }
     }
 }
 
@@ -471,10 +475,10 @@ impl ServerConfig {
             return invalid("servers", "none of them votes: one, three or five must");
         }
         let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
-        if heartbeat_ms == 0 || min < heartbeat_ms.saturating_mul(3) || max <= min {
+        if heartbeat_ms == 0 || min <= heartbeat_ms.saturating_mul(3) || max <= min {
             return invalid(
                 "timing",
-                "the election timeout must be a range that starts at three heartbeats or more",
+                "the election timeout must be a range that starts above three heartbeats",
             );
         }
         if self.tick_ms == 0 {
@@ -676,6 +680,8 @@ mod tests {
         assert!(voteless.contains("none of them votes"), "{voteless}");
         let mesh = format!("{SMALL}\n[mesh]\nregions = [{{ name = \"us\" }}]");
         assert!(load(&mesh).unwrap_err().to_string().contains("certs"));
+        let hasty = format!("{SMALL}\n[timing]\nheartbeat_ms = 300\nelection_timeout_ms = [900, 1200]");
+        assert!(load(&hasty).unwrap_err().to_string().contains("above three heartbeats"));
     }
 
     #[test]

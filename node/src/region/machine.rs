@@ -13,6 +13,7 @@ use meridian_seam::codec;
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -32,6 +33,32 @@ pub struct View {
     pub position: Position,
 }
 
+/// The newest snapshot of a server that is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    pub(super) id: SnapshotId,
+    /// The zxid that its state has reached.
+    pub(super) zxid: i64,
+}
+
+/// The newest snapshot, shared between those that save them and those that ask. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct LastSaved(Arc<Mutex<Option<Saved>>>);
+
+impl LastSaved {
+    pub(super) fn get(&self) -> Option<Saved> {
+        *self.0.lock()
+    }
+
+    /// One may be written while a newer one comes from another server.
+    fn note(&self, saved: Saved) {
+        let mut last = self.0.lock();
+        if last.is_none_or(|last| last.id <= saved.id) {
+            *last = Some(saved);
+        }
+    }
+}
+
 pub(super) struct Machine {
     view: View,
     applied: Option<LogId>,
@@ -39,6 +66,7 @@ pub(super) struct Machine {
     me: Me,
     sink: Arc<dyn Sink>,
     snapshots: SnapshotStore,
+    last_saved: LastSaved,
     background: Arc<dyn Background>,
 }
 
@@ -82,8 +110,16 @@ impl Machine {
         background: Arc<dyn Background>,
     ) -> io::Result<Self> {
         let view = View { state, position: Position::default() };
-        let mut machine =
-            Self { view, applied: None, members: Members::default(), me, sink, snapshots, background };
+        let mut machine = Self {
+            view,
+            applied: None,
+            members: Members::default(),
+            me,
+            sink,
+            snapshots,
+            last_saved: LastSaved::default(),
+            background,
+        };
         let needed = purged.map_or(0, |id| id.index());
         for id in machine.snapshots.candidates().map_err(io::Error::other)? {
             if id.index < needed {
@@ -112,12 +148,19 @@ impl Machine {
         Ok(machine)
     }
 
+    /// The newest snapshot, now and later.
+    pub(super) fn last_saved(&self) -> LastSaved {
+        self.last_saved.clone()
+    }
+
     fn load(&mut self, index: u64) -> io::Result<()> {
         let reader = self.snapshots.read(index).map_err(io::Error::other)?;
+        let id = reader.id();
         let stored: StoredMeta = codec::decode(reader.meta()).map_err(invalid_data)?;
         let meta = stored.into_meta()?;
         let state = txn::snapshot::read_region(&mut BufReader::new(reader)).map_err(io::Error::other)?;
         let position = meta.last_log_id.map_or_else(Position::default, position_of);
+        self.last_saved.note(Saved { id, zxid: state.zxid });
         self.view = View { state, position };
         self.applied = meta.last_log_id;
         self.members = meta.last_membership;
@@ -172,6 +215,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 last_membership: self.members.clone(),
             },
             snapshots: self.snapshots.clone(),
+            last_saved: self.last_saved.clone(),
         }
     }
 
@@ -203,6 +247,7 @@ pub(super) struct Builder {
     state: State,
     meta: SnapshotMetaOf<TypeConfig>,
     snapshots: SnapshotStore,
+    last_saved: LastSaved,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -230,6 +275,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         });
         self.background.run(work).await?;
         let id = written.await.map_err(io::Error::other)??;
+        self.last_saved.note(Saved { id, zxid: self.state.zxid });
         tracing::info!(index = id.index, "snapshot written");
         Ok(SnapshotOf::<TypeConfig, SnapshotId> { meta: self.meta.clone(), snapshot: id })
     }

@@ -42,7 +42,7 @@ use crate::log::{Log, LogHandle, LogOptions};
 use crate::snapshot::SnapshotStore;
 use crate::txn::ensemble::{Member, Members, Role};
 use crate::txn::{Caller, Command, Effects, Me, State};
-use machine::Machine;
+use machine::{LastSaved, Machine, Saved};
 use members::{Directory, Group, Membership};
 use peers::Peers;
 use proposer::Proposer;
@@ -80,7 +80,8 @@ pub struct RegionConfig {
 pub struct Timing {
     /// How often a leader is heard of.
     pub heartbeat: Duration,
-    /// A follower that has not heard of it for a time drawn from this range calls an election.
+    /// A follower that has not heard of it for a time from this range calls an election. Others have its vote
+    /// once half of the longest has passed.
     pub election_timeout: (Duration, Duration),
 }
 
@@ -108,10 +109,32 @@ impl Default for Storage {
     }
 }
 
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            election_timeout: (Duration::from_millis(900), Duration::from_millis(1_200)),
+        }
+    }
+}
+
 impl Timing {
     fn rpc_timeout(&self) -> Duration {
         self.election_timeout.1
     }
+
+    /// The range as the engine wants it, in ms. After a leader it waits for a lease, which is its own longest
+    /// timeout, and then for a timeout drawn from its range; so half of the time is the lease. Its shortest
+    /// timeout is also how long it waits for a vote: never less than half of a lease.
+    fn engine_timeouts_ms(&self) -> (u64, u64) {
+        let (shortest, longest) = self.election_timeout;
+        let lease = millis(longest).div_ceil(2);
+        (millis(shortest).saturating_sub(lease).max(lease.div_ceil(2)), lease)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Secures connections between the servers of a region: both sides prove which server they are.
@@ -163,6 +186,15 @@ pub struct Roster {
     pub lag_entries: BTreeMap<u64, u64>,
 }
 
+/// A snapshot of this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastSnapshot {
+    /// The zxid that its state has reached.
+    pub zxid: i64,
+    /// Where it lies, until newer ones have taken its place.
+    pub file: PathBuf,
+}
+
 /// This server's part in its region. Clones share it.
 #[derive(Clone)]
 pub struct Region {
@@ -178,6 +210,7 @@ pub struct Region {
     uplink: Uplink,
     peers: Peers,
     store: Store,
+    last_saved: LastSaved,
     tasks: Arc<parking_lot::Mutex<JoinSet<()>>>,
 }
 
@@ -203,12 +236,12 @@ impl RegionConfig {
     }
 
     fn engine_config(&self) -> Result<Config, openraft::ConfigError> {
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let (election_timeout_min, election_timeout_max) = self.timing.engine_timeouts_ms();
         Config {
             cluster_name: self.region_name.clone(),
-            heartbeat_interval: ms(self.timing.heartbeat),
-            election_timeout_min: ms(self.timing.election_timeout.0),
-            election_timeout_max: ms(self.timing.election_timeout.1),
+            heartbeat_interval: millis(self.timing.heartbeat),
+            election_timeout_min,
+            election_timeout_max,
             enable_pre_vote: Some(true),
             // Before it was restarted a leader may have sent entries that its own disk does not have: in the
             // same term it could put others in their place.
@@ -273,6 +306,7 @@ impl Region {
             machine_sink,
             environment.background.clone(),
         )?;
+        let last_saved = machine.last_saved();
         let peers = Peers {
             config: config.clone(),
             environment: environment.clone(),
@@ -332,6 +366,7 @@ impl Region {
             uplink,
             peers,
             store,
+            last_saved,
             tasks,
         })
     }
@@ -378,6 +413,12 @@ impl Region {
     /// Changes with every entry that is applied here: its index in the region's log.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// The newest snapshot that this server has saved, or has started from.
+    pub fn last_snapshot(&self) -> Option<LastSnapshot> {
+        let Saved { id, zxid } = self.last_saved.get()?;
+        Some(LastSnapshot { zxid, file: self.peers.snapshots.path_of(id) })
     }
 
     /// Whether the disk has room for more writes.
@@ -716,6 +757,36 @@ async fn follow_leadership(
                 stopped
             });
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn half_of_the_longest_time_is_the_lease() {
+        assert_eq!(Timing::default().engine_timeouts_ms(), (300, 600));
+        let timing = Timing { election_timeout: (ms(750), ms(1_500)), ..Timing::default() };
+        assert_eq!(timing.engine_timeouts_ms(), (375, 750), "later than the shortest, to wait for votes");
+    }
+
+    proptest! {
+        #[test]
+        fn an_election_is_called_within_the_range(heartbeat in 1_u64..5_000, more in 1_u64..20_000, spread in 1_u64..20_000) {
+            let shortest = 3 * heartbeat + more;
+            let longest = shortest + spread;
+            let timing = Timing { heartbeat: ms(heartbeat), election_timeout: (ms(shortest), ms(longest)) };
+            let (least, lease) = timing.engine_timeouts_ms();
+            prop_assert!(heartbeat < least && least < lease, "what the engine asks for");
+            prop_assert!(shortest <= lease + least && 2 * lease <= longest + 1);
         }
     }
 }

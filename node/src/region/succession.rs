@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
+use tokio::io::AsyncReadExt;
 
 use super::peers::Peers;
 use super::store::Store;
@@ -20,6 +21,8 @@ use meridian_seam::watch;
 const TURN: Duration = Duration::from_millis(40);
 /// A machine that does not even refuse a connection in this time may be far away or cut off.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between two attempts to find out.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// What finding out takes. Clones share it.
 #[derive(Clone)]
@@ -77,10 +80,21 @@ impl Succession {
         let Some(address) = self.peers.directory.addresses_of(server).into_iter().next() else {
             return false;
         };
-        let connecting = self.peers.environment.net.connect(address);
-        match tokio::time::timeout(REFUSAL_TIMEOUT, connecting).await {
-            Ok(Err(error)) => error.kind() == io::ErrorKind::ConnectionRefused,
-            Ok(Ok(_)) | Err(_) => false,
-        }
+        let refused = async {
+            loop {
+                match self.peers.environment.net.connect(address.clone()).await {
+                    // A process that ends may close what it listens on last of all: whoever is still taken
+                    // then is thrown out in a moment. A server that lives waits for a greeting.
+                    Ok(mut stream) => {
+                        if stream.read_u8().await.is_ok() {
+                            return false;
+                        }
+                    }
+                    Err(error) => return error.kind() == io::ErrorKind::ConnectionRefused,
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(REFUSAL_TIMEOUT, refused).await.unwrap_or(false)
     }
 }

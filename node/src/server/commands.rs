@@ -72,6 +72,10 @@ const COMMANDS: &[Command] = &[
         Ok(json!({ "initial_configuration": lines.collect::<String>() }))
     }),
     look(&["is_read_only", "isro"], |service, _| Ok(json!({ "read_only": service.is_read_only() }))),
+    look(&["last_snapshot", "lsnp"], |service, _| {
+        let (zxid, timestamp) = words::last_snapshot(service).unwrap_or((-1, -1));
+        Ok(json!({ "zxid": format!("{zxid:x}"), "timestamp": timestamp }))
+    }),
     look(&["leader", "lead"], |service, _| Ok(leader(service))),
     look(&["monitor", "mntr"], |service, _| Ok(monitor(service))),
     change(&["observer_connection_stat_reset", "orst"], |_, _| Ok(json!({}))),

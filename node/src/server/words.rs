@@ -9,6 +9,7 @@ use meridian_bridge::mesh::LOCAL;
 
 use super::client::Statistics;
 use super::connection::Service;
+use crate::region::LastSnapshot;
 
 /// The version told to those who parse it: the ZooKeeper release whose protocol is spoken, and what speaks.
 ///
@@ -265,6 +266,14 @@ pub(super) fn directory_sizes(service: &Service) -> (u64, u64) {
     };
     let region = service.region.config();
     (size(&region.data_dir.join("snapshots")), size(&log_directory(service)))
+}
+
+/// The zxid that the newest snapshot has reached, and when its file was last changed, in ms since 1970.
+pub(super) fn last_snapshot(service: &Service) -> Option<(i64, i64)> {
+    let LastSnapshot { zxid, file } = service.region.last_snapshot()?;
+    let modified = file.metadata().and_then(|metadata| metadata.modified()).ok()?;
+    let age = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some((zxid, i64::try_from(age.as_millis()).ok()?))
 }
 
 /// The zxid that this server has reached, and a digest of what clients can read there: equal at every server of

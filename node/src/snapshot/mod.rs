@@ -188,9 +188,14 @@ impl SnapshotStore {
     pub fn retain(&self, count: usize) -> Result<usize, SnapshotError> {
         let old: Vec<SnapshotId> = self.candidates()?.into_iter().skip(count.max(1)).collect();
         for id in &old {
-            self.remove(&self.dir.join(id.file_name()))?;
+            self.remove(&self.path_of(*id))?;
         }
         Ok(old.len())
+    }
+
+    /// Where a snapshot lies if there is one.
+    pub fn path_of(&self, id: SnapshotId) -> PathBuf {
+        self.dir.join(id.file_name())
     }
 
     fn names(&self) -> Result<Vec<String>, SnapshotError> {
@@ -203,12 +208,12 @@ impl SnapshotStore {
 
     fn file_of(&self, index: u64) -> Result<PathBuf, SnapshotError> {
         let found = self.candidates()?.into_iter().find(|id| id.index == index);
-        found.map(|id| self.dir.join(id.file_name())).ok_or(SnapshotError::Missing { index })
+        found.map(|id| self.path_of(id)).ok_or(SnapshotError::Missing { index })
     }
 
     /// Gives a file that is complete and synced the name of its snapshot, durably.
     fn publish(&self, temporary: &Path, id: SnapshotId) -> Result<(), SnapshotError> {
-        let path = self.dir.join(id.file_name());
+        let path = self.path_of(id);
         self.disk
             .rename(temporary, &path)
             .and_then(|()| self.disk.sync_dir(&self.dir))

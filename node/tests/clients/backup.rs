@@ -63,3 +63,29 @@ async fn a_region_goes_back_to_a_snapshot_while_it_serves() {
     let told: Vec<_> = client.events.iter().map(|(_, kind, path)| (*kind, path.as_str())).collect();
     assert_eq!(told, [(EventType::NodeDataChanged, "/n7"), (EventType::NodeDeleted, "/new")]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_snapshot_is_told_also_after_a_restart() {
+    let mut region = TestRegion::with(1, 0, |o| o.region.storage.entries_per_snapshot = 20).await;
+    let last = async |region: &TestRegion| {
+        let admin = region.server(1).admin_address().unwrap();
+        let (status, answer) = http(admin, "GET", "/commands/lsnp", b"").await;
+        assert_eq!(status, 200);
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(answer["command"], "last_snapshot");
+        (answer["zxid"].as_str().unwrap().to_string(), answer["timestamp"].as_i64().unwrap())
+    };
+    assert_eq!(last(&region).await, ("ffffffffffffffff".to_string(), -1), "there is none yet");
+    let mut client = RawClient::connect(region.address(1)).await;
+    for i in 0..30 {
+        client.create(&format!("/n{i}"), CreateMode::Persistent).await.unwrap();
+    }
+    eventually("a snapshot is saved", async || last(&region).await.1 > 0).await;
+    region.stop(1).await;
+    region.start_server(1).await;
+    let (zxid, timestamp) = last(&region).await;
+    assert!(timestamp > 0);
+    let (zxid, reached) =
+        (i64::from_str_radix(&zxid, 16).unwrap(), region.server(1).region().view().state.zxid);
+    assert!(0 < zxid && zxid <= reached, "{zxid:x} {reached:x}");
+}

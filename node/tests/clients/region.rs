@@ -84,10 +84,7 @@ impl TestRegion {
             members: members_at(&self.voters, &self.observers),
             listen,
             data_dir,
-            timing: Timing {
-                heartbeat: Duration::from_millis(100),
-                election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
-            },
+            timing: Timing::default(),
             storage: Default::default(),
             tls: None,
         };

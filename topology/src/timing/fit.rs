@@ -159,8 +159,8 @@ mod tests {
         };
         let defaults = [
             ("tickTime", 2000.0),
-            ("heartbeat", 150.0),
-            ("electionTimeout", 750.0),
+            ("heartbeat", 100.0),
+            ("electionTimeout", 900.0),
             ("globalHeartbeat", 400.0),
             ("globalElectionTimeout", 2500.0),
             ("regionLease", 10_000.0),
