@@ -35,10 +35,13 @@ pub struct Federation {
     /// The global group's storage in this region.
     pub global: GlobalStore,
     /// How far each orderer's sequence is applied.
+    #[serde(deserialize_with = "codec::collect")]
     pub orders: OrdMap<Orderer, Order>,
     /// Requests that wait to be ordered elsewhere.
+    #[serde(deserialize_with = "codec::collect")]
     pub outboxes: OrdMap<Orderer, Outbox>,
     /// Records of subtrees that this region is home of, for regions that lag.
+    #[serde(deserialize_with = "codec::collect")]
     pub mirrors: OrdMap<SubtreeId, MirrorLog>,
     /// A snapshot that is arriving piece by piece.
     pub staging: Option<Staging>,
@@ -56,9 +59,11 @@ pub struct Order {
     /// Requests of all epochs.
     pub position: u64,
     /// The last outbox number applied from each region.
+    #[serde(deserialize_with = "codec::collect")]
     pub cursors: OrdMap<RegionId, u64>,
     /// The lease epoch of each region whose ephemerals were last taken away as a whole. A request that would make an
     /// ephemeral carries the number its region knew, and has no effect if it is an old one.
+    #[serde(deserialize_with = "codec::collect")]
     pub lease_epochs: OrdMap<RegionId, u64>,
 }
 
@@ -140,6 +145,7 @@ pub struct Outbox {
     /// Number of the last request put in.
     pub last: u64,
     /// Those not yet seen in the order, by number.
+    #[serde(deserialize_with = "codec::collect")]
     pub requests: OrdMap<u64, Pending>,
     /// Sum of their lengths.
     pub bytes: usize,
@@ -194,6 +200,7 @@ pub struct MirrorLog {
     /// Position of the first record kept.
     pub first: u64,
     /// Encoded [`MirrorRecord`]s.
+    #[serde(deserialize_with = "codec::collect")]
     pub records: Vector<Bytes>,
     /// Sum of their lengths.
     pub bytes: usize,
@@ -305,6 +312,7 @@ pub struct GlobalStore {
     /// The vote, in the engine glue's encoding.
     pub vote: Option<Bytes>,
     /// Log entries by index.
+    #[serde(deserialize_with = "codec::collect")]
     pub log: OrdMap<u64, GlobalEntry>,
     /// The entry up to which the log is purged.
     pub purged: Option<GlobalLogId>,

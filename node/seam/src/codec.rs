@@ -139,6 +139,21 @@ pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> 
     }
 }
 
+/// Reads a collection for `#[serde(deserialize_with)]`, of a type that would allocate for as many elements as the
+/// bytes claim to have. A map is a sequence of pairs in the bincode form.
+///
+/// # Errors
+/// If an element is malformed or missing.
+pub fn collect<'de, D, C>(deserializer: D) -> Result<C, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    C: IntoIterator + FromIterator<<C as IntoIterator>::Item>,
+    <C as IntoIterator>::Item: Deserialize<'de>,
+{
+    let elements = Vec::deserialize(deserializer)?;
+    Ok(elements.into_iter().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

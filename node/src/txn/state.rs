@@ -74,6 +74,7 @@ pub struct Session {
     /// The connection that may write.
     pub owner: Owner,
     /// Who has orders with ephemerals of this session, or may soon.
+    #[serde(deserialize_with = "codec::collect")]
     pub shared: OrdSet<Orderer>,
 }
 

@@ -972,3 +972,22 @@ fn zxids_of_elsewhere_leave_room_for_more() {
     a.apply(&Command::Restore(Restore::Finish { transfer: 1, znodes: 0, zxid: i64::MAX }));
     assert!(a.state.zxid > zxid);
 }
+
+#[test]
+fn a_count_that_no_record_can_hold_is_an_error() {
+    /// Fields up to a collection, all zero but for what is given, then a count of 2^40.
+    fn refused<T: serde::de::DeserializeOwned>(zeros_before: usize) {
+        let count = [&[253][..], &(1u64 << 40).to_le_bytes()].concat();
+        let record = [&[codec::VERSION][..], &vec![0; zeros_before], &count, &[0; 64]].concat();
+        assert!(codec::decode::<T>(&record).is_err());
+    }
+    refused::<federation::Order>(4);
+    refused::<federation::Order>(5);
+    refused::<federation::Outbox>(1);
+    refused::<federation::MirrorLog>(1);
+    refused::<federation::GlobalStore>(1);
+    for zeros_before in 7..10 {
+        refused::<federation::Federation>(zeros_before);
+    }
+    refused::<super::Session>(20);
+}
