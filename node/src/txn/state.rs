@@ -593,7 +593,11 @@ impl Apply<'_, '_> {
         }
     }
 
+    /// Does what orders and leases ask for. Sessions that end by it end last: where this region is home that makes
+    /// records of its own, whose places come after those of all that is delivered.
     fn deliver(&mut self, deliveries: Vec<Delivery>) {
+        let mut has_lapsed = false;
+        let mut ended_in = Vec::new();
         for delivery in deliveries {
             match delivery {
                 Delivery::Request { orderer, zxid, time_ms, lease_epoch, request, caller, .. } => {
@@ -602,11 +606,18 @@ impl Apply<'_, '_> {
                     self.deliver_request(place, &request, caller);
                 }
                 Delivery::ExpireRegion { orderer, zxid, region, .. } => {
-                    self.expire_region(orderer, zxid, region)
+                    self.expire_region(orderer, zxid, region);
+                    ended_in.extend((region == self.state.region).then_some(orderer));
                 }
-                Delivery::LapseLease => self.end_sessions(Self::sessions_at_stake),
+                Delivery::LapseLease => has_lapsed = true,
                 Delivery::Install { orderer, pieces, global } => self.install(orderer, &pieces, global),
             }
+        }
+        for orderer in ended_in {
+            self.end_sessions_with(orderer);
+        }
+        if has_lapsed {
+            self.end_sessions(Self::sessions_at_stake);
         }
     }
 
@@ -669,9 +680,6 @@ impl Apply<'_, '_> {
                 request::remove_ephemerals(tree, *session, zxid, concerns, events);
             }
         });
-        if region == self.state.region {
-            self.end_sessions_with(orderer);
-        }
     }
 
     /// This region has learnt that an orderer has taken its ephemerals away. Once the global group says so, other
@@ -820,13 +828,13 @@ impl Apply<'_, '_> {
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
         }
-        if is_new_lease {
-            self.end_sessions_with(orderer);
-        }
         if let Orderer::Home(subtree) = orderer {
             let time_ms = self.state.time_ms;
             let deliveries = self.state.federation.begin_home(subtree, time_ms);
             self.deliver(deliveries);
+        }
+        if is_new_lease {
+            self.end_sessions_with(orderer);
         }
     }
 

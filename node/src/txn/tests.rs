@@ -293,13 +293,18 @@ fn a_region_that_loses_its_lease_loses_its_ephemerals_and_sessions() {
     assert_equal(&[a, b, c], 1);
 }
 
+/// Everything that a home has ordered.
+fn mirror(home: &Region, region: &mut Region) {
+    let records = home.state.federation.mirrors[&2].from(1, usize::MAX).unwrap();
+    assert_eq!(region.federation(federation::Command::Mirror { subtree: 2, records }), Outcome::Applied);
+}
+
 /// In region `c`: a znode of a session of its own, homed in `a`.
 fn hold_at_home(a: &mut Region, c: &mut Region) {
     c.create("/shared/holder", EPHEMERAL);
     let requests: Vec<Bytes> = c.outbox(Orderer::Home(2)).into_iter().map(|(_, r)| r).collect();
-    a.federation(federation::Command::Forward { subtree: 2, region: 3, first: 1, requests });
-    let records = a.state.federation.mirrors[&2].from(1, usize::MAX).unwrap();
-    c.federation(federation::Command::Mirror { subtree: 2, records });
+    a.federation(federation::Command::Forward { subtree: 2, region: c.state.region, first: 1, requests });
+    mirror(a, c);
     assert!(c.has("/shared/holder") && c.state.sessions.contains_key(&c.session));
 }
 
@@ -314,6 +319,24 @@ fn a_lost_lease_ends_holders_of_what_is_homed_elsewhere_before_their_mirror_says
     log.teach(&mut c);
     assert!(c.has("/shared/holder"), "the mirror lags");
     assert!(!c.state.sessions.contains_key(&c.session));
+}
+
+#[test]
+fn what_a_home_orders_as_its_own_sessions_end_comes_after_what_it_has_ordered_before() {
+    let [mut a, mut b, mut c] = regions();
+    a.create("/global/mine", EPHEMERAL);
+    let mut log = GlobalLog::default();
+    log.agree(&a.forward().unwrap());
+    log.teach(&mut a);
+    a.create("/shared/mine", EPHEMERAL);
+    hold_at_home(&mut a, &mut b);
+    for region in [1, 2] {
+        log.agree(&GlobalCommand::ExpireRegion { region, lease_epoch: 0, time_ms: 0 });
+    }
+    log.teach(&mut a);
+    assert!(!a.has("/shared/mine") && !a.has("/shared/holder"));
+    mirror(&a, &mut c);
+    assert_equal(&[a, c], 2);
 }
 
 #[test]
