@@ -238,6 +238,7 @@ impl Load {
         cpu_time_of_all(pids)?;
         let mut client = Client::connect(first).await.with_context(|| first.clone())?;
         let znodes = Arc::new(prepare(&mut client, self).await.context("cannot create the znodes")?);
+        client.close().await?;
         let mut workers = Vec::new();
         for (number, server) in (0..self.shape.connections).zip(servers.iter().cycle()) {
             let worker = Worker::connect(server, number, self, znodes.clone());
@@ -247,6 +248,8 @@ impl Load {
         let window = Window { begin, end: begin + Duration::from_secs(self.shape.seconds.into()) };
         let mut working: JoinSet<_> = workers.into_iter().map(|worker| worker.work(window)).collect();
         let (outcome, cpu) = gather(&mut working, cpu_within(window, pids)).await?;
+        // A session that is idle during a long load would expire.
+        let mut client = Client::connect(first).await.with_context(|| first.clone())?;
         clean_up(&mut client, &znodes, &outcome.created).await.context("cannot delete the znodes")?;
         client.close().await?;
         self.report(&outcome, cpu)

@@ -332,14 +332,14 @@ impl Simulation {
         for index in 0..self.servers.len() {
             let Some(failure) = self.servers[index].failure() else { continue };
             let server = &mut self.servers[index];
-            let power_is_off = server.is_failing();
+            let power_is_off = server.may_have_failed();
             server.crash(&self.wires, power_is_off, &mut self.random);
             match failure {
                 Failure::Running(reason) => {
                     self.note(format_args!("{} stops: {reason}", self.servers[index].name));
                     self.restarts.insert(index, now_ms + SUPERVISOR_MS);
                 }
-                Failure::Start(reason) if self.servers[index].is_failing() => {
+                Failure::Start(reason) if self.servers[index].may_have_failed() => {
                     self.note(format_args!("{} does not start: {reason}", self.servers[index].name));
                     self.restarts.insert(index, now_ms + SUPERVISOR_MS);
                 }

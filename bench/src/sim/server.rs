@@ -175,6 +175,8 @@ pub(super) struct SimServer {
     /// Its disk has failed, or will at the next sync or when the power goes: that may be why it can't start or go on.
     disk_fails: bool,
     disk_is_full: bool,
+    /// One of the two was so at its last start or since, even if the disk is healed by now.
+    disk_has_failed: bool,
     /// Damage was done to what it has written: it may refuse to start.
     disk_rots: bool,
     running: Arc<Mutex<Running>>,
@@ -212,6 +214,7 @@ impl SimServer {
             power_left: None,
             disk_fails: false,
             disk_is_full: false,
+            disk_has_failed: false,
             disk_rots: false,
             running: Arc::new(Mutex::new(Running::Stopped)),
         }
@@ -230,6 +233,7 @@ impl SimServer {
             self.disk.cut_power_after(changes);
             self.disk_fails = true;
         }
+        self.disk_has_failed = self.is_failing();
         let now_ms = wires.now_ms();
         let entropy = Arc::new(SeededEntropy::new(self.seed.wrapping_add(self.starts)));
         let environment = Environment {
@@ -342,9 +346,13 @@ impl SimServer {
         !self.is_failing() && self.sync_ms.load(Ordering::Relaxed) <= HEALTHY_SYNC_MS
     }
 
-    /// Whether the disk may be why the server can't start or go on.
-    pub(super) fn is_failing(&self) -> bool {
+    fn is_failing(&self) -> bool {
         self.disk_fails || self.disk_is_full
+    }
+
+    /// Whether the disk may be why the server can't start or go on.
+    pub(super) fn may_have_failed(&self) -> bool {
+        self.disk_has_failed || self.is_failing()
     }
 
     /// Whether the server may refuse to start, because what it has written is damaged.
@@ -358,13 +366,14 @@ impl SimServer {
 
     pub(super) fn fail_next_sync(&mut self) {
         self.disk.fail_next_sync();
-        self.disk_fails = true;
+        (self.disk_fails, self.disk_has_failed) = (true, true);
     }
 
     /// Leaves the disk so much room, or all that is wanted.
     pub(super) fn fill_disk(&mut self, left_bytes: Option<u64>) {
         self.disk.set_capacity_bytes(left_bytes.map(|left| self.disk.used_bytes() + left));
         self.disk_is_full = left_bytes.is_some();
+        self.disk_has_failed |= self.disk_is_full;
     }
 
     /// The disk is as good as new, but for what it holds.

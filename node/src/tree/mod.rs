@@ -35,7 +35,7 @@ use table::Table;
 type Map<V> = GenericHashMap<Arc<str>, V, FixedState, imbl::shared_ptr::DefaultSharedPtr>;
 
 /// Larger data stands by itself, so that it is not copied whenever a znode beside it changes.
-const PACKED_DATA_BYTES_MAX: usize = 1024;
+const PACKED_DATA_BYTES_MAX: usize = 512;
 
 /// All znodes of a region. Cloning is cheap.
 #[derive(Clone, Debug, Default)]

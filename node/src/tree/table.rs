@@ -5,6 +5,9 @@
 //! it; nothing is counted or allocated record by record. That is what a million znodes need: with a node of
 //! references for every 32 znodes, a write spent most of its time counting references to its neighbours.
 //!
+//! The last byte of a key chooses no way: names that are counted up lie together, ten to a page, so that the pages of
+//! a write are still in the processor's cache from the writes before.
+//!
 //! Estimate: beyond its bytes a record costs 5 of its page's tables and about 10 for the page and the branches.
 
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Ways of a branch, and the bits of the hash that choose one.
 const WAYS: usize = 8;
 const WAY_BITS: u32 = 3;
-/// A larger page is split, unless one record fills it.
+/// A larger page is split, unless one record fills it or its keys differ in nothing but their last bytes.
 const PAGE_BYTES_MAX: usize = 2048;
 /// Below this depth the hash has no bits left: records whose hashes are equal share a page of any size.
 const DEPTH_MAX: u32 = 64 / WAY_BITS;
@@ -47,12 +50,12 @@ impl Table {
 
     /// The value of a key.
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
-        let hash = xxh3_64(key.as_bytes());
+        let hash = hash_of(key.as_bytes());
         let (mut slot, mut depth) = (&self.root, 0);
         loop {
             match slot {
                 Slot::Empty => return None,
-                Slot::Page(page) => return page.find(key, hash).map(|at| page.record(at).1),
+                Slot::Page(page) => return page.find(key).map(|at| page.record(at).1),
                 Slot::Branch(branch) => slot = &branch[way(hash, depth)],
             }
             depth += 1;
@@ -61,7 +64,7 @@ impl Table {
 
     /// Gives a key a value.
     pub(super) fn insert(&mut self, key: &str, value: &[u8]) {
-        let is_new = self.root.insert(&Record { hash: xxh3_64(key.as_bytes()), key, value }, 0);
+        let is_new = self.root.insert(&Record { hash: hash_of(key.as_bytes()), key, value }, 0);
         self.len += usize::from(is_new);
     }
 
@@ -70,7 +73,7 @@ impl Table {
         // To look first spares the copies if there is nothing to remove.
         let found = self.get(key).is_some();
         if found {
-            self.root.remove(key, xxh3_64(key.as_bytes()), 0);
+            self.root.remove(key, hash_of(key.as_bytes()), 0);
             self.len -= 1;
         }
         found
@@ -91,6 +94,11 @@ impl Table {
         // Keys were strings when they came.
         pages.flat_map(Page::records).map(|(key, value)| (str::from_utf8(key).unwrap_or_default(), value))
     }
+}
+
+/// The hash that chooses the ways to a key.
+fn hash_of(key: &[u8]) -> u64 {
+    xxh3_64(key.split_last().map_or(key, |(_, rest)| rest))
 }
 
 /// The branch's way to a record.
@@ -115,7 +123,7 @@ impl Slot {
             }
             Self::Branch(branch) => Arc::make_mut(branch)[way(record.hash, depth)].insert(record, depth + 1),
             Self::Page(page) => {
-                let found = page.find(record.key, record.hash);
+                let found = page.find(record.key);
                 if !found.is_some_and(|at| page.overwrite(at, record.value)) {
                     *self = page.with(found, record).settle(depth);
                 }
@@ -128,7 +136,7 @@ impl Slot {
         match self {
             Self::Empty => {}
             Self::Page(page) => {
-                if let Some(at) = page.find(key, hash) {
+                if let Some(at) = page.find(key) {
                     *self = match page.len() {
                         1 => Self::Empty,
                         _ => Self::Page(page.without(at)),
@@ -194,9 +202,9 @@ impl std::fmt::Debug for Page {
     }
 }
 
-/// A byte of the hash that chooses no way, so that it differs within a page.
-fn tag(hash: u64) -> u8 {
-    (hash >> 56) as u8
+/// What tells most keys of a page apart at a glance.
+fn tag(key: &[u8]) -> u8 {
+    xxh3_64(key) as u8
 }
 
 impl Page {
@@ -246,8 +254,8 @@ impl Page {
         self.raw_records().map(parse)
     }
 
-    fn find(&self, key: &str, hash: u64) -> Option<usize> {
-        let tag = tag(hash);
+    fn find(&self, key: &str) -> Option<usize> {
+        let tag = tag(key.as_bytes());
         let same_tag = self.tags().iter().enumerate().filter(|(_, found)| **found == tag);
         same_tag.map(|(at, _)| at).find(|at| self.record(*at).0 == key.as_bytes())
     }
@@ -278,7 +286,7 @@ impl Page {
         bytes.extend(number(len));
         bytes.extend(self.tags());
         if replaced.is_none() {
-            bytes.push(tag(record.hash));
+            bytes.push(tag(record.key.as_bytes()));
         }
         (0..at).for_each(|i| bytes.extend(number(self.end(i))));
         let end = before.len() + raw_len;
@@ -314,9 +322,12 @@ impl Page {
         if self.bytes.len() <= PAGE_BYTES_MAX || self.len() == 1 || depth == DEPTH_MAX {
             return Slot::Page(self);
         }
-        let ways: Vec<usize> = self.records().map(|(key, _)| way(xxh3_64(key), depth)).collect();
+        let hashes: Vec<u64> = self.records().map(|(key, _)| hash_of(key)).collect();
+        if hashes.iter().all(|hash| *hash == hashes[0]) {
+            return Slot::Page(self);
+        }
         Slot::Branch(Arc::new(std::array::from_fn(|wanted| {
-            let goes = (0..self.len()).filter(|at| ways[*at] == wanted);
+            let goes = (0..self.len()).filter(|at| way(hashes[*at], depth) == wanted);
             if goes.clone().next().is_none() {
                 return Slot::Empty;
             }
@@ -402,13 +413,15 @@ mod tests {
     }
 
     #[test]
-    fn equal_hashes_share_a_page_of_any_size() {
-        let mut slot = Slot::Empty;
-        for i in 0..200 {
-            slot.insert(&Record { hash: 0, key: &format!("{i:0200}"), value: b"" }, DEPTH_MAX);
+    fn keys_that_differ_in_their_last_bytes_share_a_page_of_any_size() {
+        let mut table = Table::default();
+        for last in 'a'..='z' {
+            table.insert(&format!("{}{last}", "k".repeat(200)), b"");
         }
-        let Slot::Page(page) = &slot else { panic!("not a page") };
-        assert_eq!(page.len(), 200);
-        assert_eq!(page.find(&format!("{:0200}", 150), 0), Some(150));
+        let Slot::Page(page) = &table.root else { panic!("not a page") };
+        assert_eq!((page.len(), page.find(&format!("{}q", "k".repeat(200)))), (26, Some(16)));
+        table.insert("another", b"");
+        assert!(matches!(table.root, Slot::Branch(_)));
+        assert_eq!(table.len(), 27);
     }
 }
