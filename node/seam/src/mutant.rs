@@ -1,7 +1,7 @@
 //! Deliberately broken variants of production code, which the simulator has to find.
 //!
 //! Without the feature `mutants`, which only the simulator's crate turns on, [`is`] is a constant and nothing of them
-//! is compiled in. With it the broken variant of a thread is chosen by [`set`]; no configuration and no environment
+//! is compiled in. With it the broken variant of a thread is chosen by `set`; no configuration and no environment
 //! reaches it.
 
 macro_rules! mutants {

@@ -709,7 +709,7 @@ impl Region {
 
     fn quota_stats(&self, path: &str) -> String {
         let znode = self.state.tree.get(&format!("/zookeeper/quota{path}/zookeeper_stats")).unwrap();
-        String::from_utf8_lossy(znode.data.as_deref().unwrap()).into_owned()
+        String::from_utf8_lossy(znode.data.unwrap()).into_owned()
     }
 
     fn set(&mut self, path: &str, data: &[u8]) {
@@ -834,7 +834,7 @@ fn a_restore_replaces_the_regions_own_znodes_and_nothing_else() {
     a.apply(&Command::Restore(last.clone()));
     assert!(a.has("/gone-later") && !a.has("/new") && !a.has("/new/live"));
     assert!(a.has("/kept/child/live"), "what a live session owns stays where it can");
-    assert_eq!(a.state.tree.get("/kept/child").unwrap().data.as_deref(), Some(&b"x"[..]));
+    assert_eq!(a.state.tree.get("/kept/child").unwrap().data, Some(&b"x"[..]));
     assert_eq!((a.has("/global/x"), a.state.tree.digest(1)), (true, digest));
     assert_eq!(a.quota_stats("/kept"), "count=3,bytes=3");
     assert!(a.state.zxid > newest && a.state.restoring.znodes.is_empty());
