@@ -17,7 +17,8 @@ use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits, rpc};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::{BasicNode, ProgressResponder};
-use openraft::network::RaftNetworkFactory;
+use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::raft::TransferLeaderRequest;
 use openraft::storage::{
     EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine,
 };
@@ -25,6 +26,7 @@ use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{Config, EntryPayload, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use crate::engine::{
     self, Entry, Link, LogBounds, LogId, LogMemory, LogReader, Members, Payload, Responder, StoredEntry,
@@ -58,6 +60,8 @@ impl Default for GlobalTiming {
     }
 }
 
+/// A region that can't be told in this time is left out of it.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A snapshot of the global order costs nothing until a region asks for it, so it may be taken often.
 const ENTRIES_PER_SNAPSHOT: u64 = 20_000;
 /// The log is part of the region's replicated state, which every server of the region has in memory.
@@ -107,13 +111,13 @@ impl GlobalGroup {
         let store = Store::load(region.clone(), incarnation)?;
         let memory = store.memory.clone();
         let pristine = memory.lock().is_pristine();
+        let own = u64::from(region_id);
+        let led = memory.lock().vote.filter(|vote| vote.committed && vote.leader_id.voted_for == own);
         let machine = Machine { region: region.clone(), incarnation, built: None };
         let members: BTreeMap<u64, BasicNode> =
             links.keys().chain([&region_id]).map(|id| (u64::from(*id), BasicNode::default())).collect();
-        let network = Links { links, timeout: timing.election_timeout.1 };
-        let raft = Raft::new(u64::from(region_id), config, network, store, machine)
-            .await
-            .map_err(io::Error::other)?;
+        let network = Links { links: links.clone(), timeout: timing.election_timeout.1 };
+        let raft = Raft::new(own, config, network, store, machine).await.map_err(io::Error::other)?;
         if pristine {
             match raft.initialize(members).await {
                 Ok(()) => {}
@@ -125,7 +129,67 @@ impl GlobalGroup {
             }
         }
         tokio::spawn(engine::bound_log(raft.clone(), memory, log_bounds, || 0));
+        if let Some(vote) = led {
+            tokio::spawn(Self::lead_on(raft.clone(), vote, own, links));
+        }
         Ok(Self { raft })
+    }
+
+    /// The region led, for all that is stored here, until its last leader's tenure was over. The others are told that
+    /// nobody need wait for that one's silence; then this region asks for votes, and if it lacks entries that others
+    /// have, so that it gets none, each of the others is asked to.
+    async fn lead_on(raft: Raft, vote: Vote, own: u64, links: BTreeMap<RegionId, RegionLink>) {
+        let hand_over = |to: u64, link: &RegionLink| {
+            let link = Some(link.another());
+            async move {
+                let mut network = engine::Network::new(GlobalLink { link }, HAND_OVER_TIMEOUT);
+                let request = TransferLeaderRequest::new(vote, to, None);
+                network.transfer_leader(request, RPCOption::new(HAND_OVER_TIMEOUT)).await.is_ok()
+            }
+        };
+        let mut telling: JoinSet<bool> = links.values().map(|link| hand_over(own, link)).collect();
+        let (majority, mut told) = (links.len().div_ceil(2), 0);
+        while told < majority {
+            match telling.join_next().await {
+                Some(answer) => told += usize::from(answer.unwrap_or(false)),
+                // Silence it is, then.
+                None => return,
+            }
+        }
+        telling.detach_all();
+        let current = raft.metrics().borrow_watched().vote;
+        if current != vote {
+            return;
+        }
+        tracing::info!(
+            term = vote.leader_id.term,
+            "the region goes on leading the global group: it asks for votes"
+        );
+        // If the engine has stopped there is nothing to lead.
+        let _ = raft.trigger().elect(false).await;
+        for (region, link) in &links {
+            if Self::is_led_soon(&raft).await {
+                return;
+            }
+            tracing::info!(
+                region,
+                "another region may have more entries: it is asked to lead the global group"
+            );
+            hand_over(u64::from(*region), link).await;
+        }
+    }
+
+    /// Whether a leader is known within [`HAND_OVER_TIMEOUT`].
+    async fn is_led_soon(raft: &Raft) -> bool {
+        let mut metrics = raft.metrics();
+        let led = async {
+            while metrics.borrow_watched().current_leader.is_none() {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(HAND_OVER_TIMEOUT, led).await.is_ok()
     }
 
     /// The region that leads the group, as far as this one knows.
