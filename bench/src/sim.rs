@@ -408,15 +408,18 @@ mod tests {
         }
     }
 
-    /// What they found: 19, regions that refused each other during a rolling upgrade, and a sender that spun for ever
-    /// when the global group's engine had stopped; 47, a change of members that failed and was tried again without end
-    /// at the same moment; 27, the holder of a lock homed elsewhere that outlived its region's lease until the mirror
-    /// caught up; 603, a home that applied the end of its own sessions before what it had ordered already; 2543, a global group that
-    /// nobody led for longer than a lease after its leading region had changed its leader; 332 was the
+    /// What they found: 17 and 29, a lock and the loss of its holder's lease in one entry, and the late deletion of a
+    /// lock; 19, regions that refused each other during a rolling upgrade, and a sender that spun for ever when the
+    /// global group's engine had stopped; 47, a change of members that failed and was tried again without end at the
+    /// same moment; 27, the holder of a lock homed elsewhere that outlived its region's lease until the mirror caught
+    /// up; 603, a home that applied the end of its own sessions before what it had ordered already; 2543, a global
+    /// group that nobody led for longer than a lease after its leading region had changed its leader; 332 was the
     /// simulator's own mistake about a disk that healed while a server failed to start.
     #[test]
     fn seeds_that_found_something_find_nothing_any_more() {
         for (seed, scenario, fault_ms) in [
+            (17, Scenario::Mesh, 20_000),
+            (29, Scenario::Mesh, 20_000),
             (19, Scenario::LargeMesh, 20_000),
             (47, Scenario::LargeMesh, 20_000),
             (27, Scenario::LargeMesh, 25_000),

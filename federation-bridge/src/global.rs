@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
+use meridian_seam::clock::millis;
 use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::{codec, limits, rpc};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -89,12 +90,11 @@ impl GlobalGroup {
         timing: GlobalTiming,
         log_bounds: LogBounds,
     ) -> io::Result<Self> {
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let config = Config {
             cluster_name: "global".into(),
-            heartbeat_interval: ms(timing.heartbeat),
-            election_timeout_min: ms(timing.election_timeout.0),
-            election_timeout_max: ms(timing.election_timeout.1),
+            heartbeat_interval: millis(timing.heartbeat),
+            election_timeout_min: millis(timing.election_timeout.0),
+            election_timeout_max: millis(timing.election_timeout.1),
             enable_pre_vote: Some(true),
             // Another server of the region may still lead in this term: only an election tells.
             enable_leader_restore: Some(false),

@@ -14,6 +14,11 @@ pub trait Clock: Send + Sync + 'static {
     fn monotonic(&self) -> Duration;
 }
 
+/// A duration in whole milliseconds; the highest number for one that is longer.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The operating system's clock, on tokio's time base.
 #[derive(Debug)]
 pub struct SystemClock {

@@ -11,6 +11,7 @@ use clap::Args;
 use meridian_bridge::certificates::{Identity, IdentityPaths, PeerName};
 use meridian_bridge::mesh::{Mesh, RegionId};
 use meridian_seam::Environment;
+use meridian_seam::clock::millis;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -246,7 +247,7 @@ fn add_routes(config: &ServerConfig, environment: &Environment, server: &Server)
             "subtrees": subtrees(&hub),
             "layout": super::plan::layout(&config, &hub.view().state.ensemble.members),
             "lease_holds": lease_left.is_none_or(|left| !left.is_zero()),
-            "lease_left_ms": lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            "lease_left_ms": lease_left.map(millis),
         })
     });
 }

@@ -20,6 +20,7 @@ use meridian_bridge::global::GlobalTiming;
 use meridian_bridge::lease::LeaseTerms;
 use meridian_bridge::mesh::{Mesh, Mode, Subtree};
 use meridian_bridge::transport::{PeerAddress, Settings};
+use meridian_seam::clock::millis;
 use meridian_seam::limits;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -389,10 +390,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why a configuration can't be used.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::millis;
 use crate::server::{ThrottleOptions, Weights};
+use meridian_seam::clock::millis;
 
 /// See [`ThrottleOptions`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

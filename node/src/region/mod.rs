@@ -28,6 +28,7 @@ use futures::future::BoxFuture;
 use meridian_bridge::engine::{LogBounds, bound_log};
 use meridian_bridge::mesh::RegionId;
 use meridian_bridge::state::{self as federation, Outcome};
+use meridian_seam::clock::millis;
 use meridian_seam::disk::Disk;
 use meridian_seam::net::{self, BoxStream};
 use meridian_seam::watch;
@@ -131,10 +132,6 @@ impl Timing {
         let lease = millis(longest).div_ceil(2);
         (millis(shortest).saturating_sub(lease).max(lease.div_ceil(2)), lease)
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Secures connections between the servers of a region: both sides prove which server they are.

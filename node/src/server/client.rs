@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize
 use std::time::Duration;
 
 use bytes::Bytes;
+use meridian_seam::clock::millis;
 use meridian_seam::limits;
 use meridian_wire::OpCode;
 use parking_lot::Mutex;
@@ -287,8 +288,4 @@ impl Client {
         let mut queue = self.queue.lock();
         (std::mem::take(&mut queue.answers), queue.ended)
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
+use meridian_seam::clock::millis;
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, Statistics};
@@ -297,8 +297,4 @@ fn connections(service: &Service, secure: bool) -> Value {
     };
     let clients = service.hub.clients();
     clients.iter().filter(|client| client.is_secure == secure).map(|client| one(client)).collect()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use meridian_bridge::mesh::Orderer;
+use meridian_seam::clock::millis;
 use meridian_seam::entropy::Entropy;
 use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::net::BoxStream;
@@ -27,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 use tokio::sync::Semaphore;
 
 use super::authentication::{SaslStep, Verdict};
-use super::client::{Client, Established, Last, millis};
+use super::client::{Client, Established, Last};
 use super::hub::{Hub, Waiting, event_frame, session_id};
 use super::local_sessions::LocalSessions;
 use super::metrics::Tally;

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::FixedState;
 use meridian_bridge::mesh::RegionId;
-use meridian_seam::clock::Clock;
+use meridian_seam::clock::{Clock, millis};
 use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::watch;
 use meridian_seam::{codec, limits};
@@ -20,7 +20,7 @@ use meridian_wire::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Client, millis};
+use super::client::Client;
 use super::lease::LeaseGate;
 use super::metrics::Metrics;
 use crate::region::{Leadership, Sink, View};

@@ -4,10 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use meridian_seam::clock::millis;
 use meridian_seam::mutant::{self, Mutant};
 use tokio::sync::Notify;
-
-use super::client::millis;
 
 /// Until when this server may let sessions believe that they hold ephemerals which other regions order.
 /// Past the deadline such clients get no more bytes and are disconnected.

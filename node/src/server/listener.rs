@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use meridian_seam::clock::millis;
 use meridian_seam::net::{BoxStream, Listener};
 use parking_lot::Mutex;
 
-use super::client::millis;
 use super::connection::{self, Service};
 use super::tls::{Secured, Tls};
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use meridian_seam::clock::millis;
 use meridian_seam::{codec, limits};
 use tokio::time::MissedTickBehavior;
 
-use super::client::millis;
 use super::connection::Service;
 use super::hub::{Report, ReportAnswer};
 use crate::txn::Command;

@@ -20,8 +20,6 @@ const WAYS: usize = 8;
 const WAY_BITS: u32 = 3;
 /// A larger page is split, unless one record fills it or its keys differ in nothing but their last bytes.
 const PAGE_BYTES_MAX: usize = 2048;
-/// Below this depth the hash has no bits left: records whose hashes are equal share a page of any size.
-const DEPTH_MAX: u32 = 64 / WAY_BITS;
 
 /// The table. Iteration has no particular order, but the same content that came about in the same way has the
 /// same order everywhere.
@@ -226,9 +224,9 @@ impl Page {
         NUMBER + self.len() * (1 + NUMBER)
     }
 
-    /// Where a record ends, from where the records begin; those before the first end at 0.
+    /// Where a record ends, from where the records begin.
     fn end(&self, at: usize) -> usize {
-        NUMBER.checked_add(self.len() + at * NUMBER).map_or(0, |offset| self.number(offset))
+        self.number(NUMBER + self.len() + at * NUMBER)
     }
 
     fn start(&self, at: usize) -> usize {
@@ -319,10 +317,11 @@ impl Page {
 
     /// The page, or the branch into which it must be split.
     fn settle(self, depth: u32) -> Slot {
-        if self.bytes.len() <= PAGE_BYTES_MAX || self.len() == 1 || depth == DEPTH_MAX {
+        if self.bytes.len() <= PAGE_BYTES_MAX {
             return Slot::Page(self);
         }
         let hashes: Vec<u64> = self.records().map(|(key, _)| hash_of(key)).collect();
+        // Hashes that differ part ways before their bits are used up.
         if hashes.iter().all(|hash| *hash == hashes[0]) {
             return Slot::Page(self);
         }

@@ -299,6 +299,15 @@ fn mirror(home: &Region, region: &mut Region) {
     assert_eq!(region.federation(federation::Command::Mirror { subtree: 2, records }), Outcome::Applied);
 }
 
+/// Hands a region the content of an order as another one has it.
+fn install(from: &Region, to: &mut Region, orderer: Orderer) {
+    let pieces = snapshot::SubtreeSnapshot::write(&from.state, orderer).unwrap();
+    for (piece, bytes) in (0..).zip(pieces) {
+        to.federation(federation::Command::Stage { orderer, transfer: 9, piece, bytes });
+    }
+    to.federation(federation::Command::Install { orderer, transfer: 9, global: None });
+}
+
 /// In region `c`: a znode of a session of its own, homed in `a`.
 fn hold_at_home(a: &mut Region, c: &mut Region) {
     c.create("/shared/holder", EPHEMERAL);
@@ -349,11 +358,7 @@ fn a_lost_lease_ends_holders_however_their_region_learns_of_it() {
     log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
     log.teach(&mut a);
     for (region, orderer) in [(&mut c, Orderer::Global), (&mut b, Orderer::Home(2))] {
-        let pieces = snapshot::SubtreeSnapshot::write(&a.state, orderer).unwrap();
-        for (piece, bytes) in (0..).zip(pieces) {
-            region.federation(federation::Command::Stage { orderer, transfer: 9, piece, bytes });
-        }
-        region.federation(federation::Command::Install { orderer, transfer: 9, global: None });
+        install(&a, region, orderer);
         assert!(!region.state.sessions.contains_key(&region.session), "{orderer:?}");
     }
 }
@@ -926,12 +931,8 @@ fn a_snapshot_of_an_order_brings_nothing_that_is_ordered_elsewhere() {
     let mut znode = super::state::bare_znode(1);
     znode.owner = b.session;
     a.state.tree.put("/private", znode.as_ref());
-    let pieces = snapshot::SubtreeSnapshot::write(&a.state, Orderer::Global).unwrap();
     let before = b.state.tree.digest(0);
-    for (piece, bytes) in (0..).zip(pieces) {
-        b.federation(federation::Command::Stage { orderer: Orderer::Global, transfer: 9, piece, bytes });
-    }
-    b.federation(federation::Command::Install { orderer: Orderer::Global, transfer: 9, global: None });
+    install(&a, &mut b, Orderer::Global);
     assert_eq!((b.state.tree.get("/private").unwrap().owner, b.state.tree.digest(0)), (0, before));
     assert_can_be_saved(&b.state);
 }
