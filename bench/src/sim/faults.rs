@@ -196,9 +196,10 @@ pub(super) enum Kind {
     MoveHome,
     MoveLead,
     LoseRegion,
+    Unheard,
 }
 
-/// Kinds with their weights.
+/// Kinds with their weights. The others strike once in a run, if at all.
 const KINDS: [(Kind, f64); 22] = [
     (Kind::Crash, 6.0),
     (Kind::IsolateLeader, 3.0),
@@ -273,6 +274,7 @@ impl Plan<'_> {
             1..3 if self.layout.regions > 1 && kinds.iter().all(|(kind, _)| *kind != Kind::MoveHome) => {
                 self.draw(Kind::LoseRegion, middle_ms);
             }
+            3..6 if self.layout.regions > 1 => self.draw(Kind::Unheard, middle_ms),
             _ => {}
         }
     }
@@ -288,6 +290,7 @@ impl Plan<'_> {
         };
         let mut kinds: Vec<(Kind, f64)> = KINDS.into_iter().filter(|(kind, _)| possible(*kind)).collect();
         if !self.only.is_empty() {
+            kinds.push((Kind::Unheard, 1.5));
             kinds.retain(|(kind, _)| self.only.contains(kind));
             return kinds;
         }
@@ -398,6 +401,7 @@ impl Plan<'_> {
                 let region = self.region();
                 self.put(at_ms, Fault::LoseRegion { region });
             }
+            Kind::Unheard => self.unheard(server, at_ms),
         }
     }
 
@@ -515,6 +519,22 @@ impl Plan<'_> {
                 self.put(at_ms, Fault::Disk { server, sync_ms });
             }
         }
+    }
+
+    /// A region hears the others late, and is then not heard itself for longer than a lease: the last answers to it
+    /// come after all that it asked.
+    fn unheard(&mut self, server: usize, at_ms: u64) {
+        let per_region = self.layout.servers_per_region();
+        let region = server / per_region;
+        let own: Vec<usize> = (region * per_region..(region + 1) * per_region).collect();
+        let others: Vec<usize> = (0..self.layout.servers()).filter(|other| !own.contains(other)).collect();
+        let up_to_ms = self.random.random_range(1_000..4_000);
+        let cut_ms = at_ms + self.random.random_range(2_000..8_000);
+        let until_ms = cut_ms + self.random.random_range(12_000..20_000);
+        self.put(at_ms, Fault::Delay { from: others.clone(), to: own.clone(), up_to_ms });
+        self.put(cut_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut: true });
+        self.put(until_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut: false });
+        self.put(until_ms, Fault::Delay { from: others, to: own, up_to_ms: 0 });
     }
 
     fn delay(&mut self, server: usize, at_ms: u64, until_ms: u64) {

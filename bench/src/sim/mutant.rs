@@ -94,7 +94,7 @@ impl Mutant {
             }
             Mutant::Code(Code::GlobalAckBeforeCommit) => &[Kind::SlowDisk, Kind::Crash],
             Mutant::Code(Code::MirrorAppliedTwice) => &[Kind::SlowDisk, Kind::Crash],
-            Mutant::Code(Code::LeaseFromReceipt) => &[Kind::RegionInTrouble, Kind::CutRegions, Kind::Delay],
+            Mutant::Code(Code::LeaseFromReceipt) => &[Kind::Unheard],
             Mutant::Code(Code::StaleLeaseEpoch) => &[Kind::RegionInTrouble, Kind::CutRegions],
             Mutant::World(World::WildClocks) => &[Kind::RegionInTrouble, Kind::CutRegions],
             _ => &[],
