@@ -219,8 +219,24 @@ pub struct LogMemory {
     pub committed: Option<LogId>,
     /// The entry up to which the log is purged.
     pub purged: Option<LogId>,
-    entries: VecDeque<Entry>,
-    bytes: usize,
+    entries: VecDeque<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// About the bytes of all entries before it, counted from some entry that may be purged.
+    start: usize,
+    entry: Entry,
+}
+
+impl Kept {
+    fn index(&self) -> u64 {
+        self.entry.log_id.index()
+    }
+
+    fn end(&self) -> usize {
+        self.start + weight(&self.entry)
+    }
 }
 
 impl LogMemory {
@@ -229,50 +245,46 @@ impl LogMemory {
         self.vote.is_none() && self.last().is_none()
     }
 
-    /// About the bytes that the entries take.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// About the bytes that the entries behind this one take.
+    pub fn bytes_behind(&self, index: Option<u64>) -> usize {
+        let covered = self.entries.partition_point(|kept| Some(kept.index()) <= index);
+        self.entries.get(covered).map_or(0, |first| self.end() - first.start)
     }
 
     /// The last entry, or the one up to which the log is purged.
     pub fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|e| e.log_id).or(self.purged)
+        self.entries.back().map(|kept| kept.entry.log_id).or(self.purged)
     }
 
     /// Appends the entry that follows the last one.
     pub fn push(&mut self, entry: Entry) {
-        self.bytes += weight(&entry);
-        self.entries.push_back(entry);
+        self.entries.push_back(Kept { start: self.end(), entry });
     }
 
     /// Removes the entries from this index on.
     pub fn truncate_from(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|e| e.log_id.index() >= index) {
-            self.bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
-        }
+        self.entries.truncate(self.entries.partition_point(|kept| kept.index() < index));
     }
 
     /// Removes the entries up to this one.
     pub fn purge(&mut self, id: LogId) {
-        while self.entries.front().is_some_and(|e| e.log_id.index() <= id.index()) {
-            self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
-        }
+        self.entries.drain(..self.entries.partition_point(|kept| kept.index() <= id.index()));
         self.purged = Some(id);
     }
 
     /// The last entry to purge so that about `bytes_kept` of entries stay; none if there are no more.
     pub fn purge_point(&self, bytes_kept: usize) -> Option<u64> {
-        let mut kept = 0;
-        let beyond = self.entries.iter().rev().find(|entry| {
-            kept += weight(entry);
-            kept > bytes_kept
-        });
-        beyond.map(|entry| entry.log_id.index())
+        let beyond = self.entries.partition_point(|kept| self.end() - kept.start > bytes_kept);
+        Some(self.entries.get(beyond.checked_sub(1)?)?.index())
+    }
+
+    fn end(&self) -> usize {
+        self.entries.back().map_or(0, Kept::end)
     }
 
     /// The entries of a range of indices, at most `bytes_max` of them but at least one if there is one.
     pub fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Vec<Entry> {
-        let Some(first) = self.entries.front().map(|e| e.log_id.index()) else { return Vec::new() };
+        let Some(first) = self.entries.front().map(Kept::index) else { return Vec::new() };
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
             Bound::Excluded(before) => before.saturating_add(1),
@@ -280,7 +292,7 @@ impl LogMemory {
         };
         let skip = usize::try_from(start.saturating_sub(first)).unwrap_or(usize::MAX);
         let (mut budget, mut taken) = (bytes_max, Vec::new());
-        for entry in self.entries.iter().skip(skip).take_while(|e| range.contains(&e.log_id.index())) {
+        for Kept { entry, .. } in self.entries.iter().skip(skip).take_while(|k| range.contains(&k.index())) {
             if weight(entry) > budget && !taken.is_empty() {
                 break;
             }
@@ -350,20 +362,18 @@ pub async fn bound_log<SM: RaftStateMachine<TypeConfig>>(
     content_bytes: impl Fn() -> u64,
 ) {
     let mut interval = tokio::time::interval(LOG_CARE_INTERVAL);
-    let mut asked_at = 0;
     loop {
         interval.tick().await;
-        let (bytes, purge_point) = {
+        let covered = raft.metrics().borrow_watched().snapshot.map(|id| id.index());
+        let (uncovered_bytes, purge_point) = {
             let memory = memory.lock();
-            (memory.bytes(), memory.purge_point(bounds.bytes_kept))
+            (memory.bytes_behind(covered), memory.purge_point(bounds.bytes_kept))
         };
-        asked_at = asked_at.min(bytes);
         let mut cared = Ok(());
-        if bytes > asked_at + bounds.bytes_before_snapshot(content_bytes()) {
-            asked_at = bytes;
+        if uncovered_bytes > bounds.bytes_before_snapshot(content_bytes()) {
+            // Asked for in vain while the one before is being written, and again the next time.
             cared = raft.trigger().snapshot().await;
         }
-        let covered = raft.metrics().borrow_watched().snapshot.map(|id| id.index());
         if let (Ok(()), Some(point), Some(covered)) = (&cared, purge_point, covered) {
             cared = raft.trigger().purge_log(point.min(covered)).await;
         }
@@ -759,4 +769,52 @@ fn decode<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, String> {
 
 fn encode(value: &impl Serialize) -> Result<Bytes, String> {
     codec::encode(value).map(Bytes::from).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(index: u64, bytes: usize) -> Entry {
+        Entry { log_id: log_id(1, index), payload: EntryPayload::Normal(Payload(vec![0; bytes].into())) }
+    }
+
+    proptest! {
+        /// The bytes are those of the entries that are there, whatever was cut off at either end.
+        #[test]
+        fn bytes_are_counted(
+            ops in proptest::collection::vec((0u8..8, 0u64..40, 0usize..500), 0..200),
+            kept in 0usize..3_000,
+        ) {
+            let (mut memory, mut model) = (LogMemory::default(), VecDeque::new());
+            let mut next = 1;
+            for (op, index, bytes) in ops {
+                let first = model.front().map_or(next, |(index, _)| *index);
+                let index = (first + index).min(next - 1);
+                match op {
+                    0 => {
+                        memory.purge(log_id(1, index));
+                        model.retain(|(i, _)| *i > index);
+                    }
+                    1 if index >= first => {
+                        memory.truncate_from(index);
+                        model.retain(|(i, _)| *i < index);
+                        next = index;
+                    }
+                    _ => {
+                        memory.push(entry(next, bytes));
+                        model.push_back((next, weight(&entry(next, bytes))));
+                        next += 1;
+                    }
+                }
+                let behind = |covered| model.iter().filter(|(i, _)| *i > covered).map(|(_, bytes)| *bytes).sum::<usize>();
+                prop_assert_eq!(memory.bytes_behind(Some(index)), behind(index));
+                prop_assert_eq!(memory.bytes_behind(None), behind(0));
+                let point = model.iter().rev().find(|(i, bytes)| behind(*i) + bytes > kept).map(|(i, _)| *i);
+                prop_assert_eq!(memory.purge_point(kept), point);
+            }
+        }
+    }
 }

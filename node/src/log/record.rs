@@ -173,13 +173,15 @@ impl Header {
 
     /// Reads the rest of the record; `None` if it is cut off, damaged or of an unknown kind. Also returns the
     /// offset of the record that follows.
-    pub(super) fn record(&self, segment: &[u8], offset: usize) -> Option<(Record, usize)> {
+    pub(super) fn record(&self, segment: &Bytes, offset: usize) -> Option<(Record, usize)> {
         let start = offset + HEADER_BYTES;
-        let payload = segment.get(start..start + self.payload_len)?;
-        if crc32c::crc32c(payload) != self.payload_checksum && !mutant::is(Mutant::ChecksumUnchecked) {
+        let place = start..start + self.payload_len;
+        if crc32c::crc32c(segment.get(place.clone())?) != self.payload_checksum
+            && !mutant::is(Mutant::ChecksumUnchecked)
+        {
             return None;
         }
-        let record = Record::new(self.kind, self.index, Bytes::copy_from_slice(payload))?;
+        let record = Record::new(self.kind, self.index, segment.slice(place))?;
         Some((record, start + self.payload_len.next_multiple_of(ALIGNMENT_BYTES)))
     }
 }

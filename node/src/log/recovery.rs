@@ -16,7 +16,8 @@ use super::{Active, GROUP_BYTES_MAX, Log, LogError, LogOptions, Sealed, Spare, S
 /// What a log held when it was opened. All of it is durable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The entries with their indices: without gaps, and beginning right behind `purged` if there is one.
+    /// The entries with their indices: without gaps, and beginning right behind `purged` if there is one. They keep
+    /// the bytes of their segments.
     pub entries: Vec<(u64, Bytes)>,
     /// The last vote.
     pub vote: Option<Bytes>,
@@ -93,7 +94,9 @@ struct Image {
     sequence: u64,
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    bytes: Vec<u8>,
+    bytes: Bytes,
+    /// The length without the zeros at the end.
+    used: usize,
     header: Option<SegmentHeader>,
 }
 
@@ -119,13 +122,13 @@ impl Replay {
     /// Replays all segments in `dir`, and makes the last one in use ready to be continued, if there is one.
     fn segments(&mut self, disk: &dyn Disk, dir: &Path) -> Result<Option<Active>, LogError> {
         let mut sequences = sequences(disk, dir)?;
-        drop_unused(disk, dir, &mut sequences)?;
-        let Some(last) = sequences.pop() else { return Ok(None) };
-        let mut image = Image::read(disk, dir, *sequences.first().unwrap_or(&last))?;
+        let Some(last) = last_in_use(disk, dir, &mut sequences)? else { return Ok(None) };
+        let mut images = sequences.iter().map(|sequence| Image::read(disk, dir, *sequence)).chain([Ok(last)]);
+        let Some(mut image) = images.next().transpose()? else { return Ok(None) };
         let oldest = image.in_use()?;
         self.span = Span::starting_at(oldest.first_index, oldest.next_index);
-        for next in sequences.iter().skip(1).chain((!sequences.is_empty()).then_some(&last)) {
-            let next = Image::read(disk, dir, *next)?;
+        for next in images {
+            let next = next?;
             self.sealed(&image, next.in_use()?)?;
             image = next;
         }
@@ -156,7 +159,7 @@ impl Replay {
     fn last(&mut self, image: Image) -> Result<Active, LogError> {
         let extent = self.records(&image)?;
         image.check_tail(extent.end)?;
-        let used = image.bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let used = image.used;
         self.state.torn_bytes = used.saturating_sub(extent.end) as u64;
 
         // What may not be durable yet is written again and not just synced: after a failed sync the kernel may hold
@@ -198,13 +201,14 @@ impl Replay {
                     self.entries.pop_back();
                 }
             }
-            Record::Vote(vote) => self.state.vote = Some(vote),
-            Record::Committed(committed) => self.state.committed = Some(committed),
+            // What stays for long must not keep the segment's bytes.
+            Record::Vote(vote) => self.state.vote = Some(Bytes::copy_from_slice(&vote)),
+            Record::Committed(committed) => self.state.committed = Some(Bytes::copy_from_slice(&committed)),
             Record::Purged { index, payload } => {
                 while self.entries.front().is_some_and(|(first, _)| *first <= index) {
                     self.entries.pop_front();
                 }
-                self.state.purged = Some((index, payload));
+                self.state.purged = Some((index, Bytes::copy_from_slice(&payload)));
             }
             Record::Closed => {}
         }
@@ -227,7 +231,7 @@ impl Replay {
 impl Image {
     fn read(disk: &dyn Disk, dir: &Path, sequence: u64) -> Result<Image, LogError> {
         let path = segment::path(dir, sequence);
-        let (file, mut bytes) = read_file(disk, &path)?;
+        let (file, mut bytes, used) = read_file(disk, &path)?;
         bytes.resize(bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
         let header = match SegmentHeader::decode(&bytes) {
             Decoded::Header(header) => Some(header),
@@ -239,7 +243,7 @@ impl Image {
         if header.is_some_and(|header| header.sequence != sequence) {
             return Err(LogError::corrupt(&path, 0, "the file is another segment under this name"));
         }
-        Ok(Image { sequence, path, file, bytes, header })
+        Ok(Image { sequence, path, file, bytes: bytes.into(), used, header })
     }
 
     /// The header of a segment that must have one.
@@ -249,7 +253,7 @@ impl Image {
 
     /// Checks that what can't be read at `end` is a torn tail: no record behind it says that it was synced.
     fn check_tail(&self, end: usize) -> Result<(), LogError> {
-        for offset in (end..self.bytes.len()).step_by(ALIGNMENT_BYTES) {
+        for offset in (end..self.used).step_by(ALIGNMENT_BYTES) {
             if let Some(header) = Header::decode(&self.bytes, self.sequence, offset)
                 && header.durable > end as u64
             {
@@ -276,23 +280,24 @@ fn sequences(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, LogError> {
     Ok(sequences)
 }
 
-/// Removes the segments at the end that were allocated, or being started, but hold nothing that was synced.
-fn drop_unused(disk: &dyn Disk, dir: &Path, sequences: &mut Vec<u64>) -> Result<(), LogError> {
-    while let Some(last) = sequences.last() {
-        let image = Image::read(disk, dir, *last)?;
+/// Takes the last segment in use. Those behind it, which were allocated, or being started, but hold nothing that was
+/// synced, are removed.
+fn last_in_use(disk: &dyn Disk, dir: &Path, sequences: &mut Vec<u64>) -> Result<Option<Image>, LogError> {
+    while let Some(last) = sequences.pop() {
+        let image = Image::read(disk, dir, last)?;
         if image.header.is_some() {
-            return Ok(());
+            return Ok(Some(image));
         }
         image.check_tail(0)?;
         disk.remove(&image.path)
             .and_then(|()| disk.sync_dir(dir))
             .map_err(|error| LogError::io("remove", &image.path, error))?;
-        sequences.pop();
     }
-    Ok(())
+    Ok(None)
 }
 
-fn read_file(disk: &dyn Disk, path: &Path) -> Result<(Box<dyn DiskFile>, Vec<u8>), LogError> {
+/// A file with its bytes, and their number without the zeros at the end.
+fn read_file(disk: &dyn Disk, path: &Path) -> Result<(Box<dyn DiskFile>, Vec<u8>, usize), LogError> {
     let io = |error| LogError::io("read", path, error);
     let file = disk.open(path).map_err(io)?;
     let len = file.len().map_err(io)?;
@@ -300,8 +305,24 @@ fn read_file(disk: &dyn Disk, path: &Path) -> Result<(Box<dyn DiskFile>, Vec<u8>
         return Err(LogError::corrupt(path, segment::FILE_BYTES_MAX, "the file is longer than any segment"));
     }
     let len = usize::try_from(len).map_err(|error| io(io::Error::other(error)))?;
-    let mut bytes = vec![0; len];
-    let count = file.read_at(&mut bytes, 0).map_err(io)?;
-    bytes.truncate(count);
-    Ok((file, bytes))
+    // Much of a segment may not be written yet: memory that stays untouched costs nothing.
+    let (mut bytes, mut read, mut used) = (vec![0; len], 0, 0);
+    let mut piece = vec![0; READ_BYTES.min(len)];
+    while read < len {
+        let count = file.read_at(&mut piece, read as u64).map_err(io)?.min(len - read);
+        let piece = &piece[..count];
+        // Not the first byte that differs: all of them are looked at, many at a time.
+        if piece.iter().fold(0, |all, byte| all | byte) != 0 {
+            bytes[read..read + count].copy_from_slice(piece);
+            used = read + piece.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        }
+        read += count;
+        if count == 0 {
+            break;
+        }
+    }
+    bytes.truncate(read);
+    Ok((file, bytes, used))
 }
+
+const READ_BYTES: usize = 256 << 10;

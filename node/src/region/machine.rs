@@ -158,7 +158,9 @@ impl Machine {
         let id = reader.id();
         let stored: StoredMeta = codec::decode(reader.meta()).map_err(invalid_data)?;
         let meta = stored.into_meta()?;
-        let state = txn::snapshot::read_region(&mut BufReader::new(reader)).map_err(io::Error::other)?;
+        let mut body = BufReader::new(reader);
+        let state = txn::snapshot::read_region(&mut body).map_err(io::Error::other)?;
+        body.into_inner().check_rest().map_err(io::Error::other)?;
         let position = meta.last_log_id.map_or_else(Position::default, position_of);
         self.last_saved.note(Saved { id, zxid: state.zxid });
         self.view = View { state, position };
@@ -235,7 +237,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<SnapshotOf<TypeConfig, SnapshotId>>, io::Error> {
-        let Some(reader) = self.snapshots.latest().map_err(io::Error::other)? else { return Ok(None) };
+        let Some(Saved { id, .. }) = self.last_saved.get() else { return Ok(None) };
+        let reader = self.snapshots.read(id.index).map_err(io::Error::other)?;
         let meta = codec::decode::<StoredMeta>(reader.meta()).map_err(invalid_data)?.into_meta()?;
         Ok(Some(SnapshotOf::<TypeConfig, SnapshotId> { meta, snapshot: reader.id() }))
     }

@@ -273,6 +273,7 @@ impl Region {
         let disk = environment.disk.clone();
         let listener = net::listen(&*environment.net, &config.listen).await;
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
+        let started = environment.clock.monotonic();
         let (log, recovered) = Log::open(disk.clone(), &config.log_dir(), config.storage.log.clone())
             .map_err(io::Error::other)?;
         claim(&*disk, &config)?;
@@ -316,6 +317,15 @@ impl Region {
         let raft = Raft::new(config.server, engine_config, peers.clone(), store.clone(), machine)
             .await
             .map_err(io::Error::other)?;
+        if !pristine {
+            let recovered = view.load();
+            tracing::info!(
+                index = recovered.position.index,
+                znodes = recovered.state.tree.len(),
+                ms = millis(environment.clock.monotonic() - started),
+                "recovered what the disk held"
+            );
+        }
         let proposer = Proposer::start(raft.clone(), environment.clock.clone());
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (failure_sender, failure) = watch::channel(None);

@@ -147,30 +147,14 @@ impl SnapshotStore {
         Ok(found)
     }
 
-    /// Verifies the newest snapshot and opens it; `None` if there is none. When it is damaged, whether an older one
-    /// of [`SnapshotStore::candidates`] will do depends on what the log still holds: that is for the caller to say.
-    pub fn latest(&self) -> Result<Option<SnapshotReader>, SnapshotError> {
-        match self.candidates()?.first() {
-            Some(newest) => self.read(newest.index).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Verifies the snapshot of this index and opens it.
+    /// Opens the snapshot of this index. What is read from it counts once [`SnapshotReader::check_rest`] has said so.
     pub fn read(&self, index: u64) -> Result<SnapshotReader, SnapshotError> {
-        self.verify(index)?;
-        SnapshotReader::open(&*self.disk, &self.file_of(index)?)
-    }
-
-    /// Reads all of the snapshot of this index and checks it.
-    pub fn verify(&self, index: u64) -> Result<SnapshotId, SnapshotError> {
         let path = self.file_of(index)?;
-        let mut reader = SnapshotReader::open(&*self.disk, &path)?;
+        let reader = SnapshotReader::open(&*self.disk, &path)?;
         if SnapshotId::parse_path(&path) != Some(reader.id()) {
             return Err(SnapshotError::corrupt(&path, 0, "it is another snapshot under this name"));
         }
-        reader.check_rest()?;
-        Ok(reader.id())
+        Ok(reader)
     }
 
     /// Opens the snapshot of this index as bytes to send to another server, whose [`SnapshotReceiver`] checks them.

@@ -67,8 +67,8 @@ impl SnapshotReader {
         &self.meta
     }
 
-    /// Reads what is left only to check it.
-    pub(super) fn check_rest(&mut self) -> Result<(), SnapshotError> {
+    /// Reads what is left only to check it: then all that was read is the whole of what was written.
+    pub fn check_rest(&mut self) -> Result<(), SnapshotError> {
         while !self.ended {
             self.next_chunk()?;
         }

@@ -28,6 +28,11 @@ fn write(store: &SnapshotStore, index: u64, body: &[u8]) -> Result<SnapshotId, S
     writer.finish()
 }
 
+/// Reads all of a snapshot only to check it.
+fn check(store: &SnapshotStore, index: u64) -> Result<(), SnapshotError> {
+    store.read(index)?.check_rest()
+}
+
 fn memory_store() -> (MemoryDisk, SnapshotStore) {
     let disk = MemoryDisk::new();
     let store = SnapshotStore::open(Arc::new(disk.clone()), Path::new(DIR)).unwrap();
@@ -42,12 +47,13 @@ fn path_of(id: SnapshotId) -> std::path::PathBuf {
 fn what_is_written_is_read() {
     on_both_disks(|disk, dir| {
         let store = SnapshotStore::open(disk, dir).unwrap();
-        assert!(store.latest().unwrap().is_none());
+        assert_eq!(store.candidates().unwrap(), []);
         for (index, bytes) in [0, 1, CHUNK_BYTES_MAX, 3 * CHUNK_BYTES_MAX + 5].into_iter().enumerate() {
             let index = index as u64 + 10;
             let id = write(&store, index, &body(bytes)).unwrap();
             assert_eq!(id, SnapshotId { index, term: 3 });
-            let mut reader = store.latest().unwrap().unwrap();
+            assert_eq!(store.candidates().unwrap().first(), Some(&id));
+            let mut reader = store.read(index).unwrap();
             assert_eq!(reader.id(), id);
             assert_eq!(reader.meta(), &format!("meta {index}"));
             let mut read = Vec::new();
@@ -100,26 +106,26 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
     let content = disk.read(&path).unwrap();
     for offset in 0..content.len() as u64 {
         disk.flip_bit(&path, offset, (offset % 8) as u32);
-        let error = store.latest().err().unwrap_or_else(|| panic!("a flip at {offset} goes unnoticed"));
+        let error = check(&store, 7).err().unwrap_or_else(|| panic!("a flip at {offset} goes unnoticed"));
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         disk.flip_bit(&path, offset, (offset % 8) as u32);
     }
     for len in 0..content.len() {
         disk.remove(&path).unwrap();
         disk.create(&path).unwrap().write_at(&content[..len], 0).unwrap();
-        assert!(matches!(store.verify(7), Err(SnapshotError::Corrupt { .. })), "cut to {len} bytes");
+        assert!(matches!(check(&store, 7), Err(SnapshotError::Corrupt { .. })), "cut to {len} bytes");
     }
     disk.open(&path).unwrap().write_at(&content, 0).unwrap();
-    store.verify(7).unwrap();
+    check(&store, 7).unwrap();
     disk.open(&path).unwrap().write_at(&[0], content.len() as u64).unwrap();
-    assert!(matches!(store.verify(7), Err(SnapshotError::Corrupt { .. })));
+    assert!(matches!(check(&store, 7), Err(SnapshotError::Corrupt { .. })));
 }
 
 #[test]
 fn damage_after_the_opening_is_an_error_of_the_reader() {
     let (disk, store) = memory_store();
     let id = write(&store, 7, &body(3 * CHUNK_BYTES_MAX)).unwrap();
-    let mut reader = store.latest().unwrap().unwrap();
+    let mut reader = store.read(7).unwrap();
     disk.flip_bit(&path_of(id), 2 * CHUNK_BYTES_MAX as u64, 1);
     let mut read = Vec::new();
     let error = reader.read_to_end(&mut read).unwrap_err();
@@ -133,7 +139,7 @@ fn an_older_snapshot_can_stand_in_for_a_damaged_one() {
     write(&store, 5, b"older").unwrap();
     let newest = write(&store, 9, b"newest").unwrap();
     disk.flip_bit(&path_of(newest), 50, 0);
-    assert!(matches!(store.latest().err(), Some(SnapshotError::Corrupt { .. })));
+    assert!(matches!(check(&store, 9), Err(SnapshotError::Corrupt { .. })));
     let older = store.candidates().unwrap()[1];
     let mut read = String::new();
     store.read(older.index).unwrap().read_to_string(&mut read).unwrap();
@@ -153,10 +159,10 @@ fn a_snapshot_is_sent_and_received() {
         let mut raw = sender.open_raw(42).unwrap();
         raw.seek(incoming.received_bytes());
         io::copy(&mut raw, &mut incoming).unwrap();
-        assert!(receiver.latest().unwrap().is_none());
+        assert_eq!(receiver.candidates().unwrap(), []);
         assert_eq!(incoming.finish().unwrap(), id);
         let mut read = Vec::new();
-        receiver.latest().unwrap().unwrap().read_to_end(&mut read).unwrap();
+        receiver.read(42).unwrap().read_to_end(&mut read).unwrap();
         assert!(read == body(CHUNK_BYTES_MAX * 2 + 9));
     });
 }
@@ -195,7 +201,8 @@ fn a_full_disk_leaves_the_older_snapshot() {
     let error = writer.write_all(&body(CHUNK_BYTES_MAX * 3)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     assert!(writer.finish().is_err());
-    assert_eq!(store.latest().unwrap().unwrap().id().index, 1);
+    assert_eq!(store.candidates().unwrap(), [SnapshotId { index: 1, term: 3 }]);
+    check(&store, 1).unwrap();
     assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 1);
 }
 
@@ -241,7 +248,7 @@ proptest! {
         let found = store.candidates().unwrap();
         prop_assert!(found.len() as u64 == finished || found.len() as u64 == finished + 1);
         for id in &found {
-            store.verify(id.index).unwrap();
+            check(&store, id.index).unwrap();
         }
         prop_assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), found.len());
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use meridian_bridge::mesh::SubtreeId;
 use meridian_wire::Stat;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::Lifetime;
 
@@ -134,28 +134,31 @@ impl ZnodeRef<'_> {
     /// A hash of everything that must be equal in all copies. The subtree's root is hashed like any
     /// other znode; its place above does not enter.
     pub(super) fn hash(&self, path: &str) -> u128 {
-        let mut hasher = Xxh3::new();
-        let mut field = |bytes: &[u8]| {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        };
-        field(path.as_bytes());
-        match &self.data {
-            Some(data) => field(data),
-            None => field(&[0xff; 3]),
-        }
+        let mut input = Input(Vec::with_capacity(256 + path.len() + self.data.map_or(0, <[u8]>::len)));
+        input.field(path.as_bytes());
+        input.field(self.data.unwrap_or(&[0xff; 3]));
         for acl in self.acl.iter() {
-            field(&acl.perms.to_le_bytes());
-            field(acl.scheme.as_bytes());
-            field(acl.id.as_bytes());
+            input.field(&acl.perms.to_le_bytes());
+            input.field(acl.scheme.as_bytes());
+            input.field(acl.id.as_bytes());
         }
         let Times { czxid, mzxid, pzxid, ctime, mtime, version, cversion, aversion } = self.times;
         for number in [czxid, mzxid, pzxid, ctime, mtime, self.owner] {
-            hasher.update(&number.to_le_bytes());
+            input.0.extend_from_slice(&number.to_le_bytes());
         }
         for number in [version, cversion, aversion] {
-            hasher.update(&number.to_le_bytes());
+            input.0.extend_from_slice(&number.to_le_bytes());
         }
-        hasher.digest128()
+        xxh3_128(&input.0)
+    }
+}
+
+/// What is hashed, in one piece: for short pieces that is several times as fast as bit by bit.
+struct Input(Vec<u8>);
+
+impl Input {
+    fn field(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.0.extend_from_slice(bytes);
     }
 }

@@ -22,7 +22,7 @@ use super::ensemble::Ensemble;
 use super::import::ImportedZnode;
 use super::request::Event;
 use super::state::{Session, State};
-use crate::tree::{Acl, Times, Tree, ZnodeRef};
+use crate::tree::{Acl, Planting, Times, Tree, ZnodeRef};
 
 /// Why a snapshot can't be used.
 #[derive(Debug, Error)]
@@ -37,6 +37,8 @@ pub enum SnapshotError {
     #[error("incomplete or inconsistent snapshot: {0}")]
     Incomplete(&'static str),
 }
+
+const REPEATED: SnapshotError = SnapshotError::Incomplete("a znode comes twice");
 
 /// A znode with its path.
 #[derive(Debug, Serialize, Deserialize)]
@@ -85,8 +87,8 @@ impl<'a> ZnodeRecord<'a> {
     }
 }
 
-/// Puts znodes into a tree. Most have the same ACL as the one before.
-fn plant(tree: &mut Tree, records: &[ZnodeRecord<'_>]) {
+/// Adds znodes to a tree. Most have the same ACL as the one before.
+fn plant(tree: &mut Planting, records: &[ZnodeRecord<'_>]) {
     let owned =
         |entry: &AclRecord<'_>| Acl { perms: entry.perms, scheme: entry.scheme.into(), id: entry.id.into() };
     let mut acls: Vec<Arc<[Acl]>> = Vec::new();
@@ -96,7 +98,7 @@ fn plant(tree: &mut Tree, records: &[ZnodeRecord<'_>]) {
             _ => acls.push(record.acl.iter().map(owned).collect()),
         }
     }
-    tree.extend(records.iter().zip(&acls).map(|(record, acl)| {
+    tree.add(records.iter().zip(&acls).map(|(record, acl)| {
         let ZnodeRecord { path, subtree, data, owner, times, .. } = *record;
         let data = data.map(|data| &**data);
         (path, ZnodeRef { subtree, data, acl, owner, times, children: 0 })
@@ -184,13 +186,14 @@ impl SubtreeSnapshot {
         let SubtreeRecord::Header { orderer, order, znodes: count, digests } = codec::decode(first)? else {
             return Err(SnapshotError::Incomplete("no header"));
         };
-        let mut tree = Tree::default();
+        let mut planting = Planting::default();
         for piece in rest {
             let SubtreeRecord::Znodes(batch) = codec::decode(piece)? else {
                 return Err(SnapshotError::Incomplete("a second header"));
             };
-            plant(&mut tree, &batch);
+            plant(&mut planting, &batch);
         }
+        let tree = planting.finish().ok_or(REPEATED)?;
         if mutant::is(Mutant::DeletionOnEmptySource) {
             return Ok(Self { orderer, order, tree });
         }
@@ -428,7 +431,7 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
         return Err(SnapshotError::Incomplete("no header"));
     };
     let mut state = State::new(region);
-    state.tree = Tree::default();
+    let mut planting = Planting::default();
     state.mesh = Arc::new(mesh);
     (state.zxid, state.term, state.time_ms) = (zxid, term, time_ms);
     state.cursors = cursors.into_iter().map(|(server, boot, last)| (server, (boot, last))).collect();
@@ -444,8 +447,9 @@ pub fn read_region(input: &mut impl Read) -> Result<State, SnapshotError> {
                 state.restoring.znodes.extend(znodes.into_iter().map(|z| (Arc::from(&*z.path), z)));
             }
             RegionRecord::Sessions(batch) => state.sessions.extend(batch),
-            RegionRecord::Znodes(batch) => plant(&mut state.tree, &batch),
+            RegionRecord::Znodes(batch) => plant(&mut planting, &batch),
             RegionRecord::End { sessions, znodes, digests } => {
+                state.tree = planting.finish().ok_or(REPEATED)?;
                 let whole = state.sessions.len() as u64 == sessions
                     && state.tree.len() as u64 == znodes
                     && digests.iter().all(|(subtree, digest)| state.tree.digest(*subtree) == *digest);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use meridian_node::server::{Server, ServerOptions};
 use meridian_seam::Environment;
+use meridian_seam::disk::Disk;
 use meridian_seam::disk::testing::MemoryDisk;
 use meridian_wire::{CreateMode, ErrorCode};
 
@@ -125,4 +126,32 @@ async fn a_server_with_a_damaged_log_does_not_start_and_says_what_to_do() {
     })
     .await;
     assert!(disks[index(damaged)].read(Path::new(&segment)).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_damaged_snapshot_starts_from_an_older_one_and_the_log() {
+    let often = |options: &mut ServerOptions| options.region.storage.entries_per_snapshot = 10;
+    let mut region = TestRegion::prepare(1, 0, often);
+    let disk = MemoryDisk::new();
+    start_on(&mut region, 1, &disk).await.unwrap();
+    region.leader().await;
+    let mut client = RawClient::connect(region.address(1)).await;
+    for i in 0..50 {
+        client.create(&format!("/znode-{i}"), CreateMode::Persistent).await.unwrap();
+    }
+    let dir = region.options(1).region.data_dir.join("snapshots");
+    eventually("there are two snapshots", async || disk.list(&dir).unwrap().len() == 2).await;
+    region.stop(1).await;
+    let newest =
+        disk.list(&dir).unwrap().into_iter().filter(|name| name.ends_with(".snapshot")).max().unwrap();
+    // In its body, behind what is looked at first.
+    assert!(disk.flip_bit(&dir.join(newest), 300, 3));
+    start_on(&mut region, 1, &disk).await.unwrap();
+    eventually("everything is there", async || {
+        let view = region.server(1).region().view();
+        (0..50).all(|i| view.state.tree.get(&format!("/znode-{i}")).is_some())
+    })
+    .await;
+    let mut client = RawClient::connect(region.address(1)).await;
+    client.create("/after", CreateMode::Persistent).await.unwrap();
 }

@@ -1,5 +1,6 @@
 //! Damaged, torn and missing files.
 
+use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,6 +71,7 @@ fn a_record_is_valid_only_in_its_place() {
     let mut bytes = vec![0; 64];
     let record = entry(1, "payload");
     record.encode(Place { sequence: 5, offset: 64, durable: 64 }, &mut bytes);
+    let bytes = Bytes::from(bytes);
     let (read, next) = Header::decode(&bytes, 5, 64).unwrap().record(&bytes, 64).unwrap();
     assert_eq!((read, next), (record, bytes.len()));
     assert!(Header::decode(&bytes, 6, 64).is_none(), "in another segment");
