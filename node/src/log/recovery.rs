@@ -231,7 +231,8 @@ impl Replay {
 impl Image {
     fn read(disk: &dyn Disk, dir: &Path, sequence: u64) -> Result<Image, LogError> {
         let path = segment::path(dir, sequence);
-        let (file, mut bytes, used) = read_file(disk, &path)?;
+        let file = disk.open(&path).map_err(|error| LogError::io("open", &path, error))?;
+        let (mut bytes, used) = read_all(&*file, &path)?;
         bytes.resize(bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
         let header = match SegmentHeader::decode(&bytes) {
             Decoded::Header(header) => Some(header),
@@ -296,10 +297,9 @@ fn last_in_use(disk: &dyn Disk, dir: &Path, sequences: &mut Vec<u64>) -> Result<
     Ok(None)
 }
 
-/// A file with its bytes, and their number without the zeros at the end.
-fn read_file(disk: &dyn Disk, path: &Path) -> Result<(Box<dyn DiskFile>, Vec<u8>, usize), LogError> {
+/// A file's bytes, and their number without the zeros at the end.
+fn read_all(file: &dyn DiskFile, path: &Path) -> Result<(Vec<u8>, usize), LogError> {
     let io = |error| LogError::io("read", path, error);
-    let file = disk.open(path).map_err(io)?;
     let len = file.len().map_err(io)?;
     if len > segment::FILE_BYTES_MAX {
         return Err(LogError::corrupt(path, segment::FILE_BYTES_MAX, "the file is longer than any segment"));
@@ -322,7 +322,7 @@ fn read_file(disk: &dyn Disk, path: &Path) -> Result<(Box<dyn DiskFile>, Vec<u8>
         }
     }
     bytes.truncate(read);
-    Ok((file, bytes, used))
+    Ok((bytes, used))
 }
 
 const READ_BYTES: usize = 256 << 10;
