@@ -429,6 +429,8 @@ impl Background for Beside {
         })
     }
 
+    fn pause(&self, _: Duration) {}
+
     fn log_writer(&self) -> LogWriter {
         let (sync_ms, entropy) = (self.sync_ms.clone(), self.entropy.clone());
         LogWriter::Task(Arc::new(move |_bytes| {

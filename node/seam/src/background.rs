@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -9,6 +10,9 @@ use futures::future::BoxFuture;
 pub trait Background: Send + Sync + 'static {
     /// Runs work that blocks, such as the writing of a snapshot; done when the work is.
     fn run(&self, work: Work) -> BoxFuture<'static, io::Result<()>>;
+
+    /// Blocks the work for a time, so that what clients wait for has the processors and the disk meanwhile.
+    fn pause(&self, time: Duration);
 
     /// How the writer of a log runs.
     fn log_writer(&self) -> LogWriter;
@@ -35,6 +39,10 @@ pub struct Threads;
 impl Background for Threads {
     fn run(&self, work: Work) -> BoxFuture<'static, io::Result<()>> {
         Box::pin(async move { tokio::task::spawn_blocking(work).await.map_err(io::Error::other) })
+    }
+
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 
     fn log_writer(&self) -> LogWriter {

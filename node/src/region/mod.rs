@@ -296,14 +296,8 @@ impl Region {
             members_changed: care.clone(),
         });
         let state = State::new(config.region);
-        let machine = Machine::open(
-            state,
-            me,
-            snapshots.clone(),
-            store.purged(),
-            machine_sink,
-            environment.background.clone(),
-        )?;
+        let machine =
+            Machine::open(state, me, snapshots.clone(), store.purged(), machine_sink, environment.clone())?;
         let last_saved = machine.last_saved();
         let peers = Peers {
             config: config.clone(),

@@ -11,8 +11,8 @@ use super::{SnapshotError, SnapshotId, SnapshotStore, TEMPORARY_SUFFIX};
 /// end, and the log's syncs would wait behind it.
 const SYNC_INTERVAL_BYTES: u64 = 8 << 20;
 
-/// Called with the number of bytes just written, after each chunk; it slows the writer down by sleeping.
-pub type Throttle = Box<dyn FnMut(usize) + Send>;
+/// Called after each chunk; it slows the writer down by sleeping.
+pub type Throttle = Box<dyn FnMut() + Send>;
 
 /// Writes the body of a snapshot. Dropped unfinished, it leaves nothing.
 pub struct SnapshotWriter {
@@ -92,7 +92,7 @@ impl Write for SnapshotWriter {
         self.chunks += 1;
         self.body_bytes += self.chunk.len() as u64;
         if let Some(throttle) = &mut self.throttle {
-            throttle(self.chunk.len());
+            throttle();
         }
         self.chunk.clear();
         Ok(())
