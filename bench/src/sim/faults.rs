@@ -112,10 +112,11 @@ pub(super) enum Fault {
         server: usize,
         build: Build,
     },
-    /// The servers of a region get other roles: who votes, and who observes.
+    /// The servers of a region get other roles: who votes, who observes, and who is no member for a while.
     Roles {
         region: usize,
         voters: Vec<usize>,
+        gone: Option<usize>,
     },
     /// The home of the homed subtree moves.
     MoveHome {
@@ -150,6 +151,7 @@ impl Fault {
             Fault::Wall { .. } => "jumps of clocks",
             Fault::LoseRegion { .. } => "lost regions",
             Fault::Upgrade { .. } => "upgrades",
+            Fault::Roles { gone: Some(_), .. } => "removals of members",
             Fault::Roles { .. } => "changes of roles",
             Fault::MoveHome { .. } => "moves of the home",
             Fault::MoveLead { .. } => "moves of the global lead",
@@ -197,6 +199,7 @@ pub(super) enum Kind {
     MoveLead,
     LoseRegion,
     Unheard,
+    RemoveMember,
 }
 
 /// Kinds with their weights. The others strike once in a run, if at all.
@@ -275,6 +278,7 @@ impl Plan<'_> {
                 self.draw(Kind::LoseRegion, middle_ms);
             }
             3..6 if self.layout.regions > 1 => self.draw(Kind::Unheard, middle_ms),
+            6..9 if self.layout.voters > 2 => self.draw(Kind::RemoveMember, middle_ms),
             _ => {}
         }
     }
@@ -388,7 +392,11 @@ impl Plan<'_> {
                 let by_ms = self.random.random_range(-3_600_000..3_600_000);
                 self.put(at_ms, Fault::Wall { server, by_ms });
             }
-            Kind::Roles => self.change_roles(server / self.layout.servers_per_region(), at_ms),
+            Kind::Roles => self.change_roles(server / self.layout.servers_per_region(), None, at_ms),
+            Kind::RemoveMember => {
+                let per_region = self.layout.servers_per_region();
+                self.change_roles(server / per_region, Some(server % per_region), at_ms);
+            }
             Kind::MoveHome => {
                 let to = self.region();
                 self.put(at_ms, Fault::MoveHome { to });
@@ -438,15 +446,16 @@ impl Plan<'_> {
         at_ms
     }
 
-    fn change_roles(&mut self, region: usize, at_ms: u64) {
+    fn change_roles(&mut self, region: usize, gone: Option<usize>, at_ms: u64) {
         if *self.weakened.entry(region).or_insert(Kind::Roles) != Kind::Roles {
             return;
         }
-        let mut voters: Vec<usize> = (0..self.layout.servers_per_region()).collect();
+        let servers = 0..self.layout.servers_per_region();
+        let mut voters: Vec<usize> = servers.filter(|server| Some(*server) != gone).collect();
         voters.shuffle(self.random);
         voters.truncate(self.random.random_range(2..=voters.len()));
         voters.sort_unstable();
-        self.put(at_ms, Fault::Roles { region, voters });
+        self.put(at_ms, Fault::Roles { region, voters, gone });
     }
 
     fn pause(&mut self, kind: Kind, server: usize, at_ms: u64) {

@@ -23,7 +23,7 @@ use super::history::{History, Scope};
 use super::host::Host;
 use super::mutant::Mutant;
 use super::net::{HostId, Link, Wires};
-use super::server::{Failure, Layout, SimServer};
+use super::server::{Failure, Layout, SimServer, number};
 use super::trace::Trace;
 use super::workload::{self, Orders, Worker};
 
@@ -565,9 +565,9 @@ impl Simulation {
             }
             Fault::Wall { server, by_ms } => self.servers[server].host.shift_wall_clock(by_ms),
             Fault::LoseRegion { region } => self.lose_region(region),
-            Fault::Roles { region, voters } => {
+            Fault::Roles { region, voters, gone } => {
                 self.roles_changed.insert(region);
-                self.change_roles(region, &voters);
+                self.change_roles(region, &voters, gone);
             }
             Fault::MoveHome { to } => self.move_home(to),
             Fault::MoveLead { to } => {
@@ -614,10 +614,18 @@ impl Simulation {
     }
 
     /// Asks some server of a region for other roles. That nobody can be asked, or that it fails, is as good.
-    fn change_roles(&self, region: usize, voters: &[usize]) {
+    fn change_roles(&self, region: usize, voters: &[usize], gone: Option<usize>) {
         let mut of_region = self.servers.iter().filter(|server| server.region == region);
-        let Some(server) = of_region.find(|server| server.view().is_some()) else { return };
-        let members = self.layout.members(region, voters);
+        // A server that is no member reaches no leader, and may not know that it is none.
+        let led = self.leader_of(region).and_then(|leader| self.servers[leader].view());
+        let is_member = |server: &&SimServer| {
+            let is_known = |view: &Arc<meridian_node::region::View>| {
+                view.state.ensemble.members.contains_key(&number(server.index))
+            };
+            server.view().is_some() && led.as_ref().is_none_or(is_known)
+        };
+        let Some(server) = of_region.find(is_member) else { return };
+        let members = self.layout.members(region, voters, gone);
         server.have(|running| {
             let region = running.server().region().clone();
             Some(async move { drop(region.change_members(members).await) })
@@ -699,7 +707,7 @@ impl Simulation {
         let regions: Vec<usize> = self.roles_changed.iter().copied().collect();
         let are_restored = |s: &Self| {
             s.servers.iter().filter(|server| regions.contains(&server.region)).all(|server| {
-                let members = s.layout.members(server.region, &voters);
+                let members = s.layout.members(server.region, &voters, None);
                 let roles =
                     |members: &Members| -> Vec<_> { members.iter().map(|(n, m)| (*n, m.role)).collect() };
                 server.is_lost
@@ -711,7 +719,7 @@ impl Simulation {
             if self.wires.now_ms() > until_ms {
                 self.history.violation("the members of a region can't be changed back".into());
             }
-            regions.iter().for_each(|region| self.change_roles(*region, &voters));
+            regions.iter().for_each(|region| self.change_roles(*region, &voters, None));
             let next_ms = self.wires.now_ms() + 3_000;
             self.pass(next_ms, are_restored)?;
         }

@@ -88,9 +88,10 @@ impl Layout {
     }
 
     /// The members of a region of which these vote.
-    pub(super) fn members(&self, region: usize, voters: &[usize]) -> Members {
+    pub(super) fn members(&self, region: usize, voters: &[usize], gone: Option<usize>) -> Members {
+        let members = (0..self.servers_per_region()).filter(|server| Some(*server) != gone);
         let (voters, observers): (Vec<usize>, Vec<usize>) =
-            (0..self.servers_per_region()).partition(|server| voters.contains(server));
+            members.partition(|server| voters.contains(server));
         members_at(&self.peer_addresses(region, voters), &self.peer_addresses(region, observers))
     }
 
@@ -109,7 +110,7 @@ impl Layout {
             region: number(region),
             region_name: self.region_name(region),
             server: u64::from(number(server)),
-            members: self.members(region, &(0..self.voters).collect::<Vec<_>>()),
+            members: self.members(region, &(0..self.voters).collect::<Vec<_>>(), None),
             listen: address_of(self.host_of(region, server), PEER_PORT).to_string(),
             data_dir: PathBuf::from("/data"),
             timing: Timing::default(),
@@ -152,7 +153,7 @@ impl Layout {
     }
 }
 
-fn number(index: usize) -> u8 {
+pub(super) fn number(index: usize) -> u8 {
     u8::try_from(index + 1).unwrap_or(u8::MAX)
 }
 
