@@ -55,6 +55,14 @@ pub(crate) enum System {
     Meridian,
 }
 
+/// When an ensemble writes snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    AsByDefault,
+    /// Not while it is measured.
+    Never,
+}
+
 impl System {
     /// Those to measure, in this order.
     pub(crate) fn measured(only_meridian: bool) -> &'static [Self] {
@@ -76,10 +84,17 @@ impl Systems {
     }
 
     /// Starts an ensemble.
-    pub(crate) fn start(&self, system: System, directory: &Path) -> anyhow::Result<Ensemble> {
+    pub(crate) fn start(
+        &self,
+        system: System,
+        directory: &Path,
+        snapshots: Snapshots,
+    ) -> anyhow::Result<Ensemble> {
         match system {
-            System::ZooKeeper => Ensemble::zookeeper(&self.zookeeper, directory),
-            System::Meridian => Ensemble::meridian(&meridian_program(self.meridian.as_deref())?, directory),
+            System::ZooKeeper => Ensemble::zookeeper(&self.zookeeper, directory, snapshots),
+            System::Meridian => {
+                Ensemble::meridian(&meridian_program(self.meridian.as_deref())?, directory, snapshots)
+            }
         }
     }
 }
@@ -98,13 +113,16 @@ pub(crate) struct Ensemble {
 
 impl Ensemble {
     /// Starts Apache ZooKeeper, with its defaults: it syncs every write.
-    fn zookeeper(path: &Path, directory: &Path) -> anyhow::Result<Self> {
+    fn zookeeper(path: &Path, directory: &Path, snapshots: Snapshots) -> anyhow::Result<Self> {
         let class_path = class_path(path)?;
         let directory = directory.join("zookeeper");
         let ports = free_ports(3 * SERVERS)?;
         let (clients, peers) = ports.split_at(SERVERS);
         let clients = clients.to_vec();
-        let mut members = String::new();
+        let mut members = match snapshots {
+            Snapshots::AsByDefault => String::new(),
+            Snapshots::Never => "snapCount=2000000000\n".into(),
+        };
         for (number, ports) in (1..).zip(peers.chunks(2)) {
             let [peer, election] = ports else { continue };
             writeln!(members, "server.{number}=127.0.0.1:{peer}:{election}")?;
@@ -130,13 +148,18 @@ impl Ensemble {
     }
 
     /// Starts a Meridian region on its own.
-    fn meridian(program: &Path, directory: &Path) -> anyhow::Result<Self> {
+    fn meridian(program: &Path, directory: &Path, snapshots: Snapshots) -> anyhow::Result<Self> {
         let directory = directory.join("meridian");
         let ports = free_ports(3 * SERVERS)?;
         let (clients, others) = ports.split_at(SERVERS);
         let (peers, admins) = others.split_at(SERVERS);
         let (clients, admins, program) = (clients.to_vec(), admins.to_vec(), program.to_path_buf());
-        let mut members = String::new();
+        let mut members = match snapshots {
+            Snapshots::AsByDefault => String::new(),
+            Snapshots::Never => {
+                "storage = { entries_per_snapshot = 2000000000, log_kb_per_snapshot = 2000000000 }\n".into()
+            }
+        };
         for (number, peer) in (1..).zip(peers) {
             write!(members, "\n[[servers]]\nnumber = {number}\naddress = \"127.0.0.1:{peer}\"\n")?;
         }

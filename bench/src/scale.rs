@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, create};
-use crate::ensemble::{Ensemble, System, Systems};
+use crate::ensemble::{Ensemble, Snapshots, System, Systems};
+use crate::load::{Load, Operation, Shape};
 use crate::table::Table;
 
 /// Requests under way on a connection while much is written.
@@ -31,6 +32,20 @@ const PING_INTERVAL: Duration = Duration::from_secs(8);
 const REST: Duration = Duration::from_secs(5);
 /// Connections from one source address: there are not more ports.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
+/// All the writes that an ensemble bears.
+const WRITES: Load = Load {
+    operation: Operation::Mixed { reads_percent: 0 },
+    shape: Shape {
+        connections: 64,
+        outstanding: 16,
+        size: 100,
+        znodes: 1_000,
+        seconds: 12,
+        warm_up: 3,
+        threads: 1,
+    },
+    rate: None,
+};
 /// Nothing takes so long on a machine that can do it at all.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -38,6 +53,8 @@ const EXAMPLES: &str = "\
 Examples:
   meridian-bench scale
       A million znodes, 100,000 sessions that all watch one znode, ten million watches; for both systems.
+  meridian-bench scale --what snapshots
+      How much longer writes take while a million znodes are written to snapshots.
   meridian-bench scale --what znodes --znodes 100000 --only-meridian --json
   ulimit -n 400000 && meridian-bench scale --what sessions
 
@@ -78,6 +95,18 @@ enum What {
     Sessions,
     /// Watches: memory
     Watches,
+    /// Znodes, of which snapshots are written while clients write, and then are not: the writes' latency
+    Snapshots,
+}
+
+impl What {
+    /// Each is measured with an ensemble of its own.
+    fn snapshots(self) -> &'static [Snapshots] {
+        match self {
+            Self::Snapshots => &[Snapshots::AsByDefault, Snapshots::Never],
+            _ => &[Snapshots::AsByDefault],
+        }
+    }
 }
 
 /// One figure.
@@ -96,12 +125,14 @@ pub async fn run(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
     let mut figures = Vec::new();
     for what in &args.what {
         for system in System::measured(args.only_meridian) {
-            let directory = args.systems.directory()?;
-            let ensemble = args.systems.start(*system, directory.path())?;
-            let mut scale = Scale { ensemble, figures: &mut figures };
-            let measured = timeout(PATIENCE, scale.measure(*what, args)).await;
-            scale.ensemble.stop().await;
-            measured.context("it took too long")??;
+            for snapshots in what.snapshots() {
+                let directory = args.systems.directory()?;
+                let ensemble = args.systems.start(*system, directory.path(), *snapshots)?;
+                let mut scale = Scale { ensemble, figures: &mut figures };
+                let measured = timeout(PATIENCE, scale.measure(*what, *snapshots, args)).await;
+                scale.ensemble.stop().await;
+                measured.context("it took too long")??;
+            }
         }
     }
     if args.json {
@@ -118,12 +149,13 @@ struct Scale<'f> {
 }
 
 impl Scale<'_> {
-    async fn measure(&mut self, what: What, args: &ScaleArgs) -> anyhow::Result<()> {
+    async fn measure(&mut self, what: What, snapshots: Snapshots, args: &ScaleArgs) -> anyhow::Result<()> {
         self.ensemble.wait_until_serving().await?;
         match what {
             What::Znodes => self.znodes(args.znodes).await,
             What::Sessions => self.sessions(args.sessions).await,
             What::Watches => self.watches(args.watches).await,
+            What::Snapshots => self.writes(args.znodes, snapshots).await,
         }
     }
 
@@ -140,7 +172,7 @@ impl Scale<'_> {
         Ok(all?.iter().sum::<u64>() as f64 / servers as f64)
     }
 
-    async fn znodes(&mut self, count: usize) -> anyhow::Result<()> {
+    async fn create(&self, count: usize) -> anyhow::Result<()> {
         let mut writers = JoinSet::new();
         for writer in 0..CONNECTIONS {
             let server = self.ensemble.clients()[writer % self.ensemble.clients().len()].clone();
@@ -150,6 +182,21 @@ impl Scale<'_> {
             written??;
         }
         sleep(REST).await;
+        Ok(())
+    }
+
+    async fn writes(&mut self, count: usize, snapshots: Snapshots) -> anyhow::Result<()> {
+        self.create(count).await?;
+        let report = self.ensemble.load(&WRITES).await?;
+        let with = if snapshots == Snapshots::Never { "without" } else { "with" };
+        let what = format!("writes beside {count} znodes, {with} snapshots");
+        self.note(format!("{what}: a second"), report.throughput);
+        self.note(format!("{what}: p99, ms"), report.latency_us.p99 as f64 / 1e3);
+        Ok(())
+    }
+
+    async fn znodes(&mut self, count: usize) -> anyhow::Result<()> {
+        self.create(count).await?;
         let bytes = self.resident_bytes()?;
         self.note(format!("{count} znodes of 100 bytes: resident, MB a server"), bytes / 1e6);
         let leader = self.ensemble.leader().await.context("nobody leads")?;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use meridian_bridge::bridge::BridgeConfig;
+use meridian_bridge::engine::LogBounds;
 use meridian_bridge::global::GlobalTiming;
 use meridian_bridge::lease::LeaseTerms;
 use meridian_bridge::mesh::{Mesh, Mode, Subtree};
@@ -357,13 +358,21 @@ pub struct StorageConfig {
     pub log_dir: Option<PathBuf>,
     /// Batches of writes after which a snapshot is written, if the log has not grown enough for one before.
     pub entries_per_snapshot: u64,
+    /// Kilobytes (of 1,024 bytes) of log after which a snapshot is written, or a quarter of what the region holds if
+    /// that is more, up to eight times as much. A restart reads so much log; snapshots cost processor time.
+    pub log_kb_per_snapshot: usize,
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { log_dir: None, entries_per_snapshot: Storage::default().entries_per_snapshot }
+        let Storage { entries_per_snapshot, log_bounds, .. } = Storage::default();
+        Self { log_dir: None, entries_per_snapshot, log_kb_per_snapshot: log_bounds.bytes_per_snapshot / KB }
     }
 }
+
+const KB: usize = 1 << 10;
+/// With less, snapshots would be all that a server does.
+const LOG_KB_PER_SNAPSHOT_MIN: usize = 1 << 10;
 
 /// The log for people, on standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -481,6 +490,10 @@ impl ServerConfig {
         if self.tick_ms == 0 {
             return invalid("tick_ms", "must be positive");
         }
+        if self.storage.log_kb_per_snapshot < LOG_KB_PER_SNAPSHOT_MIN {
+            let reason = format!("must be at least {LOG_KB_PER_SNAPSHOT_MIN}; without it the default holds");
+            return invalid("storage.log_kb_per_snapshot", reason);
+        }
         let Some(mesh) = &self.mesh else { return Ok(()) };
         if self.security.is_none() {
             return invalid("security", "a mesh needs certificates: make them with `meridian certs`");
@@ -527,8 +540,11 @@ impl ServerConfig {
 
     /// What is kept on disk.
     pub fn region_storage(&self) -> Storage {
-        let StorageConfig { log_dir, entries_per_snapshot } = self.storage.clone();
-        Storage { log_dir, entries_per_snapshot, ..Storage::default() }
+        let StorageConfig { log_dir, entries_per_snapshot, log_kb_per_snapshot } = self.storage.clone();
+        let default = Storage::default();
+        let bytes_per_snapshot = log_kb_per_snapshot.saturating_mul(KB);
+        let log_bounds = LogBounds { bytes_per_snapshot, ..default.log_bounds };
+        Storage { log_dir, entries_per_snapshot, log_bounds, ..default }
     }
 
     /// The timeouts within the region.

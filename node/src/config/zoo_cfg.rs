@@ -113,7 +113,7 @@ const KEYS: &[(&str, Treatment)] = {
         ("snapCount", Is("storage.entries_per_snapshot", Number)),
         ("preAllocSize", Silent),
         ("commitLogCount", Silent),
-        ("snapSizeLimitInKb", Silent),
+        ("snapSizeLimitInKb", Is("storage.log_kb_per_snapshot", Number)),
         ("txnLogSizeLimitInKb", Silent),
         (
             "autopurge.snapRetainCount",
@@ -718,6 +718,9 @@ mod tests {
         assert_eq!(with("admin.enableServer=false").unwrap().admin.listen, None);
         assert_eq!(with("minSessionTimeout=-1").unwrap().client.session_timeout_min_ms, None);
         assert_eq!(with("meridian.region=eu").unwrap().region, "eu");
+        let bounds = with("snapSizeLimitInKb=65536").unwrap().region_storage().log_bounds;
+        assert_eq!(bounds.bytes_per_snapshot, 64 << 20);
+        assert!(with("snapSizeLimitInKb=0").unwrap_err().to_string().contains("at least 1024"));
         assert_eq!(with("dataLogDir=/logs").unwrap().storage.log_dir.unwrap().to_str(), Some("/logs"));
         let notice = with("flushDelay=5").unwrap().notices.join("");
         assert!(notice.contains("flushDelay has no effect"), "{notice}");
