@@ -19,7 +19,8 @@ use super::record::{u32_at, u64_at};
 
 const MAGIC: [u8; 8] = *b"MRDNLOG\0";
 const HEADER_BYTES: usize = 48;
-const NO_INDEX: u64 = u64::MAX;
+/// What stands for no index.
+pub(super) const NO_INDEX: u64 = u64::MAX;
 
 /// The format that this version writes and reads.
 pub(super) const VERSION: u32 = 1;

@@ -78,8 +78,10 @@ impl Span {
     }
 }
 
+/// In a segment's header the last of all numbers stands for none.
 fn after(index: u64) -> Result<u64, LogError> {
-    index.checked_add(1).ok_or_else(|| out_of_order(index, "no index may follow it".into()))
+    let next = index.checked_add(1).filter(|next| *next != super::segment::NO_INDEX);
+    next.ok_or_else(|| out_of_order(index, "no index may follow it".into()))
 }
 
 fn out_of_order(index: u64, reason: String) -> LogError {

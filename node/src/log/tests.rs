@@ -187,6 +187,7 @@ fn records_out_of_order_are_refused_and_the_log_goes_on() {
             vec![Record::TruncateFrom { index: 2 }],
             vec![purged(1)],
             vec![purged(u64::MAX)],
+            vec![purged(u64::MAX - 1)],
         ];
         for records in wrong {
             let error = log.write(&records).unwrap_err();

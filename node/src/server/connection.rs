@@ -30,6 +30,7 @@ use tokio::sync::Semaphore;
 use super::authentication::{SaslStep, Verdict};
 use super::client::{Client, Established, Last};
 use super::hub::{Hub, Waiting, event_frame, session_id};
+use super::liveness::CONTACT_SHARE;
 use super::local_sessions::LocalSessions;
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
@@ -160,7 +161,7 @@ enum Stage {
     /// Nothing has come yet.
     Hello,
     /// The session is being opened or taken up.
-    Opening { session: i64, password: [u8; PASSWORD_LENGTH], read_only: Option<bool> },
+    Opening { session: i64, password: [u8; PASSWORD_LENGTH], read_only: Option<bool>, is_new: bool },
     /// Requests are served.
     Open,
     /// What is in the output is the last.
@@ -464,7 +465,7 @@ impl Connection {
         let connection = self.client.number;
         if hello.session_id == 0 {
             let (session, password) = self.new_session()?;
-            self.stage = Stage::Opening { session, password, read_only: hello.read_only };
+            self.stage = Stage::Opening { session, password, read_only: hello.read_only, is_new: true };
             return self
                 .submit(None, Some(session), |caller| {
                     codec::encode(&Command::OpenSession { caller, session, connection, timeout_ms, password })
@@ -476,7 +477,7 @@ impl Connection {
             self.refuse_session(hello.read_only)?;
             return Ok(());
         };
-        self.stage = Stage::Opening { session, password, read_only: hello.read_only };
+        self.stage = Stage::Opening { session, password, read_only: hello.read_only, is_new: false };
         self.submit(None, Some(session), |caller| {
             codec::encode(&Command::MoveSession { caller, session, connection, password, timeout_ms })
         })
@@ -556,8 +557,9 @@ impl Connection {
             if !mutant::is(Mutant::EventAfterReply) {
                 self.take_events(answer.zxid);
             }
-            if let Stage::Opening { session, password, read_only } = self.stage {
-                self.welcome(session, &password, read_only, &answer.outcome)?;
+            if let Stage::Opening { session, password, read_only, is_new } = self.stage {
+                let waited = if is_new { Duration::ZERO } else { self.now.saturating_sub(since) };
+                self.welcome(session, &password, read_only, waited, &answer.outcome)?;
                 continue;
             }
             // The opening of a session that was local so far concerns nobody else.
@@ -578,9 +580,16 @@ impl Connection {
         session: i64,
         password: &[u8],
         read_only: Option<bool>,
+        waited: Duration,
         outcome: &Outcome,
     ) -> Result<(), End> {
         match outcome {
+            // Where this server applies the log late, the session may be over by now.
+            Outcome { error: ErrorCode::Ok, reply: Reply::Session(timeout_ms) }
+                if waited >= Duration::from_millis(u64::from(*timeout_ms)).mul_f64(CONTACT_SHARE) =>
+            {
+                Err(End::Refused("the session was taken up too late to be sure that it lives"))
+            }
             Outcome { error: ErrorCode::Ok, reply: Reply::Session(timeout_ms) } => {
                 tracing::debug!(peer = %self.client.peer, session, timeout_ms, "session served");
                 let timeout_ms = i32::try_from(*timeout_ms).unwrap_or(i32::MAX);

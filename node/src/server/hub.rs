@@ -81,10 +81,20 @@ pub(super) struct Report {
 pub(super) struct ReportAnswer {
     /// How long ago a majority was last known to follow the leader.
     pub(super) quorum_age_ms: u64,
-    /// What is left of the region's lease, if it needs one.
-    pub(super) lease_ms: Option<u64>,
+    /// The region's lease, if it needs one.
+    pub(super) lease: Option<LeaseReport>,
     /// What the leader knows of the mesh: see [`Hub::set_mesh_report`].
     pub(super) mesh: Option<String>,
+}
+
+/// The region's lease as the leader knows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LeaseReport {
+    /// What is left of it.
+    pub(super) left_ms: u64,
+    /// The entry up to which the leader has applied the log. To a server that has not come so far the lease says
+    /// nothing: what it still shows may have ended with the lease before.
+    pub(super) applied: u64,
 }
 
 impl Hub {
@@ -409,7 +419,11 @@ impl Sink for Hub {
         let now = self.now();
         let answer = ReportAnswer {
             quorum_age_ms: millis(now.saturating_sub(self.contact())),
-            lease_ms: self.lease.deadline().map(|deadline| millis(deadline.saturating_sub(now))),
+            // In this order: what ended before the lease was granted is applied by then.
+            lease: self.lease.deadline().map(|deadline| LeaseReport {
+                left_ms: millis(deadline.saturating_sub(now)),
+                applied: self.view().position.index,
+            }),
             mesh: self.mesh_report(),
         };
         codec::encode(&answer).map(Bytes::from).map_err(|e| e.to_string())

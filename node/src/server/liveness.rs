@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use meridian_seam::clock::millis;
 use meridian_seam::{codec, limits};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::connection::Service;
-use super::hub::{Report, ReportAnswer};
+use super::hub::{LeaseReport, Report, ReportAnswer};
 use crate::txn::Command;
 
 /// Closes connections that have been silent for their session's timeout, and those whose session the
@@ -75,7 +76,7 @@ fn set_policy(service: &Service) {
 /// The leader ends a session at the earliest its whole timeout after it last heard of it through this
 /// server. By this share of the timeout without contact the connection is closed, so that no client
 /// believes in a session that is over.
-const CONTACT_SHARE: f64 = 0.75;
+pub(super) const CONTACT_SHARE: f64 = 0.75;
 
 fn expire(service: &Service) {
     let expired = service.hub.expired();
@@ -101,6 +102,8 @@ pub(super) async fn report(service: Arc<Service>) {
     let mut ticks = every(interval);
     let leadership = service.region.leadership();
     let mut reported = Duration::ZERO;
+    // No more than there are reports in the time of a lease.
+    let mut extensions = JoinSet::new();
     loop {
         ticks.tick().await;
         let sent = hub.now();
@@ -116,15 +119,34 @@ pub(super) async fn report(service: Arc<Service>) {
             Ok(answer) => {
                 reported = whole_ms(sent);
                 hub.in_contact(sent.saturating_sub(Duration::from_millis(answer.quorum_age_ms)));
-                match answer.lease_ms {
+                match answer.lease {
                     None => hub.lease().set(None),
-                    Some(left) => hub.lease().extend(sent + Duration::from_millis(left)),
+                    Some(lease) => {
+                        extensions.spawn(extend_lease(service.clone(), sent, lease));
+                    }
                 }
+                while extensions.try_join_next().is_some() {}
                 hub.set_mesh_report(answer.mesh);
             }
             Err(error) => tracing::debug!(%error, "no report to the leader"),
         }
     }
+}
+
+/// Takes over the leader's lease as soon as this server is where the leader was.
+async fn extend_lease(service: Arc<Service>, sent: Duration, lease: LeaseReport) {
+    let left = Duration::from_millis(lease.left_ms);
+    let mut applied = service.region.applied();
+    let caught_up = async {
+        while service.hub.view().position.index < lease.applied {
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+        service.hub.lease().extend(sent + left);
+    };
+    // After that it would say nothing.
+    let _ = tokio::time::timeout(left, caught_up).await;
 }
 
 /// The time in the precision in which connections note when they were heard.
