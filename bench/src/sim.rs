@@ -414,7 +414,8 @@ mod tests {
     /// same moment; 27, the holder of a lock homed elsewhere that outlived its region's lease until the mirror caught
     /// up; 603, a home that applied the end of its own sessions before what it had ordered already; 2543, a global
     /// group that nobody led for longer than a lease after its leading region had changed its leader; 3663, a server that
-    /// took over its region's new lease before it had applied what the end of the old one had ended; 332 was the
+    /// took over its region's new lease before it had applied what the end of the old one had ended; 4174, a bridge that
+    /// asked without end for the home of a subtree when its region had stopped; 332 was the
     /// simulator's own mistake about a disk that healed while a server failed to start.
     #[test]
     fn seeds_that_found_something_find_nothing_any_more() {
@@ -427,6 +428,7 @@ mod tests {
             (603, Scenario::LargeMesh, 25_000),
             (2543, Scenario::LargeMesh, 25_000),
             (3663, Scenario::LargeMesh, 25_000),
+            (4174, Scenario::Mesh, 25_000),
             (332, Scenario::Region, 25_000),
         ] {
             expect_promises_kept(plan(seed, scenario, fault_ms));

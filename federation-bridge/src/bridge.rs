@@ -339,14 +339,17 @@ impl Bridge {
             let moved = async {
                 let mut changes = self.region.changes();
                 while self.home_of(subtree) == (home, epoch) {
-                    if changes.changed().await.is_err() {
-                        return;
-                    }
+                    changes.changed().await?;
                 }
+                Ok::<(), watch::Closed>(())
             };
             tokio::select! {
                 biased;
-                () = moved => {
+                moved = moved => {
+                    if moved.is_err() {
+                        // The region has stopped.
+                        return;
+                    }
                     let (home, epoch) = self.home_of(subtree);
                     let home = self.config.mesh.region_name(home).unwrap_or_default();
                     tracing::info!(subtree, home, epoch, "the home of a subtree has moved");

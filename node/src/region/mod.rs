@@ -45,7 +45,7 @@ use crate::txn::ensemble::{Member, Members, Role};
 use crate::txn::{Caller, Command, Effects, Me, State};
 use machine::{LastSaved, Machine, Saved};
 use members::{Directory, Group, Membership};
-use peers::Peers;
+use peers::{PeerLink, Peers};
 use proposer::Proposer;
 use store::Store;
 use succession::Succession;
@@ -206,6 +206,8 @@ pub struct Region {
     membership: Membership,
     uplink: Uplink,
     peers: Peers,
+    /// The link for reports to the leader, kept while it leads.
+    reporting: Arc<parking_lot::Mutex<Option<PeerLink>>>,
     store: Store,
     last_saved: LastSaved,
     tasks: Arc<parking_lot::Mutex<JoinSet<()>>>,
@@ -304,7 +306,6 @@ impl Region {
             environment: environment.clone(),
             snapshots,
             directory: Directory::new(config.clone(), view.clone()),
-            reporting: Arc::default(),
         };
         let pristine = store.is_pristine();
         let engine_config = Arc::new(config.engine_config().map_err(io::Error::other)?);
@@ -366,6 +367,7 @@ impl Region {
             membership,
             uplink,
             peers,
+            reporting: Arc::default(),
             store,
             last_saved,
             tasks,
@@ -486,7 +488,14 @@ impl Region {
         let leader = self.leadership.borrow().leader;
         let leader =
             leader.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "no leader is known"))?;
-        self.peers.reporting_link(leader).report(report).await
+        let link = {
+            let mut reporting = self.reporting.lock();
+            match reporting.as_ref().filter(|link| link.server() == leader) {
+                Some(link) => link.clone(),
+                None => reporting.insert(self.peers.link(leader)).clone(),
+            }
+        };
+        link.report(report).await
     }
 
     /// Hands the lead of the region over to a voter; whoever leads now is asked to. Done when this server

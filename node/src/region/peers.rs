@@ -60,21 +60,10 @@ pub(super) struct Peers {
     pub(super) environment: Environment,
     pub(super) snapshots: SnapshotStore,
     pub(super) directory: Directory,
-    /// The link for reports to the leader, kept while it leads.
-    pub(super) reporting: Arc<Mutex<Option<PeerLink>>>,
 }
 
 impl Peers {
-    /// The link for reports to the leader.
-    pub(super) fn reporting_link(&self, server: u64) -> PeerLink {
-        let mut reporting = self.reporting.lock();
-        match reporting.as_ref().filter(|link| link.server == server) {
-            Some(link) => link.clone(),
-            None => reporting.insert(self.link(server)).clone(),
-        }
-    }
-
-    /// A link to a server, with a connection of its own.
+    /// A link to a server, with a connection of its own. Nothing that a link has may keep it: it has all of this.
     pub(super) fn link(&self, server: u64) -> PeerLink {
         PeerLink {
             peers: self.clone(),
@@ -114,6 +103,11 @@ pub(super) struct PeerLink {
 }
 
 impl PeerLink {
+    /// Where it leads.
+    pub(super) fn server(&self) -> u64 {
+        self.server
+    }
+
     async fn connect(&self) -> io::Result<rpc::Client> {
         let mut addresses = self.peers.directory.addresses_of(self.server);
         addresses.extend(self.fallback.clone().filter(|fallback| !addresses.contains(fallback)));
