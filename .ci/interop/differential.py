@@ -200,6 +200,8 @@ class Client:
         frame = self.frame()
         if frame is None:
             return "closed"
+        if frame == b"silence":
+            return "silence"
         reader = Reader(frame)
         version, timeout = reader.int(), reader.int()
         self.session = reader.take("!q"), reader.buffer()
@@ -616,7 +618,7 @@ def servers(binary):
 
 def is_serving(address):
     with contextlib.suppress(OSError):
-        return Client(address).connect() != "closed"
+        return Client(address).connect() not in ("closed", "silence")
     return False
 
 

@@ -119,19 +119,19 @@ impl Ensemble {
         let ports = free_ports(3 * SERVERS)?;
         let (clients, peers) = ports.split_at(SERVERS);
         let clients = clients.to_vec();
-        let mut members = match snapshots {
+        let mut settings = match snapshots {
             Snapshots::AsByDefault => String::new(),
             Snapshots::Never => "snapCount=2000000000\n".into(),
         };
         for (number, ports) in (1..).zip(peers.chunks(2)) {
             let [peer, election] = ports else { continue };
-            writeln!(members, "server.{number}=127.0.0.1:{peer}:{election}")?;
+            writeln!(settings, "server.{number}=127.0.0.1:{peer}:{election}")?;
         }
         let client_ports = clients.clone();
         let start = move |number: usize, own: &Path| {
             let config = format!(
                 "tickTime=2000\ninitLimit=10\nsyncLimit=5\nmaxClientCnxns=0\nadmin.enableServer=false\n\
-                 clientPortAddress=127.0.0.1\nclientPort={}\ndataDir={}\n{members}",
+                 clientPortAddress=127.0.0.1\nclientPort={}\ndataDir={}\n{settings}",
                 client_ports[number],
                 own.display()
             );
@@ -154,21 +154,21 @@ impl Ensemble {
         let (clients, others) = ports.split_at(SERVERS);
         let (peers, admins) = others.split_at(SERVERS);
         let (clients, admins, program) = (clients.to_vec(), admins.to_vec(), program.to_path_buf());
-        let mut members = match snapshots {
+        let mut settings = match snapshots {
             Snapshots::AsByDefault => String::new(),
             Snapshots::Never => {
                 "storage = { entries_per_snapshot = 2000000000, log_kb_per_snapshot = 2000000000 }\n".into()
             }
         };
         for (number, peer) in (1..).zip(peers) {
-            write!(members, "\n[[servers]]\nnumber = {number}\naddress = \"127.0.0.1:{peer}\"\n")?;
+            write!(settings, "\n[[servers]]\nnumber = {number}\naddress = \"127.0.0.1:{peer}\"\n")?;
         }
         let client_ports = clients.clone();
         let start = move |number: usize, own: &Path| {
             let config = format!(
                 "region = \"compare\"\nserver = {}\ndata_dir = {:?}\n\
                  client = {{ listen = \"127.0.0.1:{}\", connections_per_address_max = 0 }}\n\
-                 admin = {{ listen = \"127.0.0.1:{}\" }}\n{members}",
+                 admin = {{ listen = \"127.0.0.1:{}\" }}\n{settings}",
                 number + 1,
                 own.to_str().context("the path of the data is not UTF-8")?,
                 client_ports[number],

@@ -415,8 +415,8 @@ mod tests {
     /// up; 603, a home that applied the end of its own sessions before what it had ordered already; 2543, a global
     /// group that nobody led for longer than a lease after its leading region had changed its leader; 3663, a server that
     /// took over its region's new lease before it had applied what the end of the old one had ended; 4174, a bridge that
-    /// asked without end for the home of a subtree when its region had stopped; 332 was the
-    /// simulator's own mistake about a disk that healed while a server failed to start.
+    /// asked without end for the home of a subtree when its region had stopped; 332 was the simulator's own mistake
+    /// about a disk that healed while a server failed to start.
     #[test]
     fn seeds_that_found_something_find_nothing_any_more() {
         for (seed, scenario, fault_ms) in [

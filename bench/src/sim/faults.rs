@@ -474,6 +474,12 @@ impl Plan<'_> {
         }
     }
 
+    /// The servers of a server's region, and all others.
+    fn region_and_others(&self, server: usize) -> (Vec<usize>, Vec<usize>) {
+        let region_of = |server: &usize| server / self.layout.servers_per_region();
+        (0..self.layout.servers()).partition(|other| region_of(other) == region_of(&server))
+    }
+
     /// Whom a fault of the network concerns: servers, or whole regions.
     fn sides(&mut self, kind: Kind, server: usize) -> (Vec<usize>, Vec<usize>) {
         let (all, per_region) = (self.layout.servers(), self.layout.servers_per_region());
@@ -482,14 +488,12 @@ impl Plan<'_> {
             let count = self.random.random_range(1..=others.len());
             return (vec![server], others.choose_multiple(self.random, count).copied().collect());
         }
-        let region = server / per_region;
-        let own = region * per_region..(region + 1) * per_region;
-        let others: Vec<usize> = (0..all).filter(|other| !own.contains(other)).collect();
+        let (own, others) = self.region_and_others(server);
         if self.random.random_bool(0.6) {
-            return (own.collect(), others);
+            return (own, others);
         }
         let other = others.choose(self.random).copied().unwrap_or(server) / per_region;
-        (own.collect(), (other * per_region..(other + 1) * per_region).collect())
+        (own, (other * per_region..(other + 1) * per_region).collect())
     }
 
     fn cut(&mut self, kind: Kind, server: usize, at_ms: u64, until_ms: u64) {
@@ -515,10 +519,7 @@ impl Plan<'_> {
     /// A region is cut off for longer than a lease, and its disks are slow: what it must write down about that takes
     /// its time.
     fn trouble_region(&mut self, server: usize, at_ms: u64) {
-        let per_region = self.layout.servers_per_region();
-        let region = server / per_region;
-        let own: Vec<usize> = (region * per_region..(region + 1) * per_region).collect();
-        let others: Vec<usize> = (0..self.layout.servers()).filter(|other| !own.contains(other)).collect();
+        let (own, others) = self.region_and_others(server);
         let until_ms = at_ms + self.random.random_range(12_000..25_000);
         for (at_ms, cut) in [(at_ms, true), (until_ms, false)] {
             self.put(at_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut });
@@ -533,10 +534,7 @@ impl Plan<'_> {
     /// A region hears the others late, and is then not heard itself for longer than a lease: the last answers to it
     /// come after all that it asked.
     fn unheard(&mut self, server: usize, at_ms: u64) {
-        let per_region = self.layout.servers_per_region();
-        let region = server / per_region;
-        let own: Vec<usize> = (region * per_region..(region + 1) * per_region).collect();
-        let others: Vec<usize> = (0..self.layout.servers()).filter(|other| !own.contains(other)).collect();
+        let (own, others) = self.region_and_others(server);
         let up_to_ms = self.random.random_range(1_000..4_000);
         let cut_ms = at_ms + self.random.random_range(2_000..8_000);
         let until_ms = cut_ms + self.random.random_range(12_000..20_000);

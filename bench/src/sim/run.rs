@@ -619,10 +619,9 @@ impl Simulation {
         // A server that is no member reaches no leader, and may not know that it is none.
         let led = self.leader_of(region).and_then(|leader| self.servers[leader].view());
         let is_member = |server: &&SimServer| {
-            let is_known = |view: &Arc<meridian_node::region::View>| {
-                view.state.ensemble.members.contains_key(&number(server.index))
-            };
-            server.view().is_some() && led.as_ref().is_none_or(is_known)
+            let number = number(server.index);
+            let is_known = led.as_ref().is_none_or(|led| led.state.ensemble.members.contains_key(&number));
+            server.view().is_some() && is_known
         };
         let Some(server) = of_region.find(is_member) else { return };
         let members = self.layout.members(region, voters, gone);

@@ -87,7 +87,7 @@ impl Layout {
         (0..self.regions).flat_map(of_region).collect()
     }
 
-    /// The members of a region of which these vote.
+    /// The members of a region: these vote, and one of its servers may be no member.
     pub(super) fn members(&self, region: usize, voters: &[usize], gone: Option<usize>) -> Members {
         let members = (0..self.servers_per_region()).filter(|server| Some(*server) != gone);
         let (voters, observers): (Vec<usize>, Vec<usize>) =

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use meridian_seam::clock::millis;
 use serde::{Deserialize, Serialize};
 
 use crate::server::{ThrottleOptions, Weights};
-use meridian_seam::clock::millis;
 
 /// See [`ThrottleOptions`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

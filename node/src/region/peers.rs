@@ -63,7 +63,8 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// A link to a server, with a connection of its own. Nothing that a link has may keep it: it has all of this.
+    /// A link to a server, with a connection of its own. A link holds all of this: kept in here it would
+    /// keep itself alive.
     pub(super) fn link(&self, server: u64) -> PeerLink {
         PeerLink {
             peers: self.clone(),

@@ -574,7 +574,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Tells the client what became of its session.
+    /// Tells the client what became of its session, for which an existing one has waited so long.
     fn welcome(
         &mut self,
         session: i64,
@@ -584,13 +584,12 @@ impl Connection {
         outcome: &Outcome,
     ) -> Result<(), End> {
         match outcome {
-            // Where this server applies the log late, the session may be over by now.
-            Outcome { error: ErrorCode::Ok, reply: Reply::Session(timeout_ms) }
-                if waited >= Duration::from_millis(u64::from(*timeout_ms)).mul_f64(CONTACT_SHARE) =>
-            {
-                Err(End::Refused("the session was taken up too late to be sure that it lives"))
-            }
             Outcome { error: ErrorCode::Ok, reply: Reply::Session(timeout_ms) } => {
+                // Where this server applies the log late, the session may be over by now.
+                let timeout = Duration::from_millis(u64::from(*timeout_ms));
+                if waited >= timeout.mul_f64(CONTACT_SHARE) {
+                    return Err(End::Refused("the session was taken up too late to be sure that it lives"));
+                }
                 tracing::debug!(peer = %self.client.peer, session, timeout_ms, "session served");
                 let timeout_ms = i32::try_from(*timeout_ms).unwrap_or(i32::MAX);
                 self.put_welcome(session, password, timeout_ms, read_only)?;

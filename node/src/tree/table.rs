@@ -70,12 +70,8 @@ impl Table {
     /// once, which is much faster than to insert one by one. A key that comes twice gets either value.
     pub(super) fn extend<'a>(&mut self, entries: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> usize {
         let record = |(key, value): (&'a str, _)| Record { hash: hash_of(key.as_bytes()), key, value };
-        let came: Vec<_> = entries.into_iter().map(record).collect();
-        // Hashes and last bytes tell all keys apart but those that are equal, without a look at the keys.
-        let last_byte = |record: &Record<'_>| record.key.as_bytes().last().copied().unwrap_or_default();
-        let mut order: Vec<_> = came.iter().enumerate().map(|(at, r)| (r.hash, last_byte(r), at)).collect();
-        order.sort_unstable();
-        let mut records: Vec<_> = order.into_iter().map(|(_, _, at)| came[at]).collect();
+        let mut records: Vec<_> = entries.into_iter().map(record).collect();
+        records.sort_unstable_by(|a, b| (a.hash, a.key).cmp(&(b.hash, b.key)));
         records.dedup_by(|a, b| a.hash == b.hash && a.key == b.key);
         let new = self.root.extend(&records, 0);
         self.len += new;
@@ -122,7 +118,6 @@ fn way(hash: u64, depth: u32) -> usize {
 }
 
 /// A record on its way into a page.
-#[derive(Clone, Copy)]
 struct Record<'a> {
     hash: u64,
     key: &'a str,
@@ -132,6 +127,14 @@ struct Record<'a> {
 impl Record<'_> {
     fn len_bytes(&self) -> usize {
         self.key.len().required_space() + self.key.len() + self.value.len()
+    }
+
+    fn push_to(&self, bytes: &mut Vec<u8>) {
+        let mut key_len = [0; 10];
+        let prefix = self.key.len().encode_var(&mut key_len);
+        for part in [&key_len[..prefix], self.key.as_bytes(), self.value] {
+            bytes.extend_from_slice(part);
+        }
     }
 }
 
@@ -340,21 +343,19 @@ impl Page {
             Some(at) => (&body[..self.start(at)], &body[self.end(at)..]),
             None => (body, &[][..]),
         };
-        let key_len = record.key.len().encode_var_vec();
-        let raw_len = key_len.len() + record.key.len() + record.value.len();
-        let mut bytes = Vec::with_capacity(self.bytes.len() + raw_len + 1 + NUMBER);
+        let mut bytes = Vec::with_capacity(self.bytes.len() + record.len_bytes() + 1 + NUMBER);
         bytes.extend(number(len));
         bytes.extend(self.tags());
         if replaced.is_none() {
             bytes.push(tag(record.key.as_bytes()));
         }
         (0..at).for_each(|i| bytes.extend(number(self.end(i))));
-        let end = before.len() + raw_len;
+        let end = before.len() + record.len_bytes();
         bytes.extend(number(end));
         (at + 1..len).for_each(|i| bytes.extend(number(self.end(i) - self.end(at) + end)));
-        for part in [before, &key_len, record.key.as_bytes(), record.value, after] {
-            bytes.extend_from_slice(part);
-        }
+        bytes.extend_from_slice(before);
+        record.push_to(&mut bytes);
+        bytes.extend_from_slice(after);
         Self { bytes: bytes.into() }
     }
 
@@ -365,21 +366,23 @@ impl Page {
 
     fn of(records: &[Record<'_>]) -> Self {
         let mut bytes = Vec::with_capacity(Self::len_bytes_of(records));
-        bytes.extend(number(records.len()));
-        bytes.extend(records.iter().map(|record| tag(record.key.as_bytes())));
+        let tags = records.iter().map(|record| tag(record.key.as_bytes()));
+        Self::push_head(&mut bytes, tags, records.iter().map(Record::len_bytes));
+        records.iter().for_each(|record| record.push_to(&mut bytes));
+        Self { bytes: bytes.into() }
+    }
+
+    /// What comes before the records: their number, their tags, their ends.
+    fn push_head(bytes: &mut Vec<u8>, tags: impl Iterator<Item = u8>, lens: impl Iterator<Item = usize>) {
+        bytes.extend([0; NUMBER]);
+        bytes.extend(tags);
+        let len = bytes.len() - NUMBER;
+        bytes[..NUMBER].copy_from_slice(&number(len));
         let mut end = 0;
-        for record in records {
-            end += record.len_bytes();
+        for len in lens {
+            end += len;
             bytes.extend(number(end));
         }
-        for Record { key, value, .. } in records {
-            let mut key_len = [0; 10];
-            let prefix = key.len().encode_var(&mut key_len);
-            for part in [&key_len[..prefix], key.as_bytes(), value] {
-                bytes.extend_from_slice(part);
-            }
-        }
-        Self { bytes: bytes.into() }
     }
 
     fn without(&self, at: usize) -> Self {
@@ -388,15 +391,8 @@ impl Page {
     }
 
     fn build<'a>(tags: impl Iterator<Item = u8>, raw: impl Iterator<Item = &'a [u8]> + Clone) -> Self {
-        let mut bytes = vec![0; NUMBER];
-        bytes.extend(tags);
-        let len = bytes.len() - NUMBER;
-        bytes[..NUMBER].copy_from_slice(&number(len));
-        let mut end = 0;
-        for record in raw.clone() {
-            end += record.len();
-            bytes.extend(number(end));
-        }
+        let mut bytes = Vec::new();
+        Self::push_head(&mut bytes, tags, raw.clone().map(<[u8]>::len));
         raw.for_each(|record| bytes.extend_from_slice(record));
         Self { bytes: bytes.into() }
     }
