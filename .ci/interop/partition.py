@@ -8,8 +8,8 @@ from kazoo.client import KazooState
 from failover import SUBTREES, Writers
 from mesh import DEADLINE_S, eventually, say
 
-# Longer than a region's lease lasts, so that the effects of a cut have shown.
-LEASE_PASSED_S = 25
+# Longer than others wait for a region's lease and clients, so that the effects of a cut have shown.
+LEASE_PASSED_S = 30
 
 
 def check_region_cut_off(mesh):

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use meridian_seam::clock::millis;
 use meridian_seam::mutant::{self, Mutant};
 use meridian_seam::resend::{self, Carrier, Queue, Sent};
 use meridian_seam::watch;
@@ -35,7 +36,7 @@ use tokio::task::JoinSet;
 use crate::certificates::{Identity, PeerName};
 use crate::engine::{LogBounds, Responder, invalid_data};
 use crate::global::{GlobalGroup, GlobalTiming, InstallGlobal, Machine};
-use crate::lease::{GrantedLeases, HeldLease, LeaseTerms};
+use crate::lease::{GrantedLeases, HeldLease, LeaseStage, LeaseTerms};
 use crate::links::{Forward, Hello, InstallHomed, LANE, Mirror, RegionLink, Stage, kind};
 use crate::mesh::{Mesh, Orderer, RegionId, SubtreeId};
 use crate::probe::{self, Probes, RttSummary};
@@ -537,7 +538,7 @@ impl Bridge {
         }
     }
 
-    /// Renews the region's lease, and ends the sessions at stake when it has lapsed.
+    /// Renews the region's lease, and ends the sessions at stake when all clients have noticed that it ran out.
     async fn hold_lease(self: Arc<Self>, tenure: Arc<Tenure>) {
         let terms = self.config.lease;
         let clock = &self.environment.clock;
@@ -548,9 +549,9 @@ impl Bridge {
             ticks.tick().await;
             let sent = clock.monotonic();
             let lease_epoch = self.lease_epoch(self.config.region);
-            // A renewal that is on its way must not keep the lapse from being noticed.
-            let left = held.deadline().saturating_sub(sent);
-            let patience = if left.is_zero() { ASK_TIMEOUT } else { left.min(ASK_TIMEOUT) };
+            // A renewal that is on its way must not keep the end of the lease from being noticed.
+            let patience =
+                held.turns().map_or(ASK_TIMEOUT, |turns| ASK_TIMEOUT.min(turns.saturating_sub(sent)));
             match tokio::time::timeout(patience, self.renew(&tenure, lease_epoch)).await {
                 Ok(Ok(())) => {
                     let from = if mutant::is(Mutant::LeaseFromReceipt) { clock.monotonic() } else { sent };
@@ -559,12 +560,20 @@ impl Bridge {
                 Ok(Err(error)) => tracing::debug!(%error, "the region's lease was not renewed"),
                 Err(_) => tracing::debug!("the renewal of the region's lease was not answered in time"),
             }
-            if held.has_lapsed(clock.monotonic()) {
-                tracing::warn!("the region's lease has lapsed: its holders of global znodes are told");
-                // If it fails, this server's time as leader is over and the next one sees to it.
-                if let Err(error) = self.region.propose(Command::LapseLease { lease_epoch }).await {
-                    tracing::warn!(%error, "the lapse of the lease could not be recorded");
+            match held.turned(clock.monotonic()) {
+                Some(LeaseStage::RunOut) => tracing::warn!(
+                    sessions_end_in_ms = millis(terms.notice()),
+                    "the region's lease has run out: holders of global znodes are disconnected, and their sessions end \
+                     unless it is renewed before"
+                ),
+                Some(LeaseStage::Lapsed) if !mutant::is(Mutant::LeaseIgnored) => {
+                    tracing::warn!("the region's lease has lapsed: the sessions that hold global znodes end");
+                    // If it fails, this server's time as leader is over and the next one sees to it.
+                    if let Err(error) = self.region.propose(Command::LapseLease { lease_epoch }).await {
+                        tracing::warn!(%error, "the lapse of the lease could not be recorded");
+                    }
                 }
+                _ => {}
             }
         }
     }

@@ -33,6 +33,7 @@ use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use meridian_seam::clock::millis;
 use meridian_seam::{codec, limits, rpc};
 
 use crate::state::Outcome;
@@ -381,6 +382,15 @@ pub async fn bound_log<SM: RaftStateMachine<TypeConfig>>(
             return;
         }
     }
+}
+
+/// The range of time without a leader after which a member calls an election, as the engine wants it, in ms. After a
+/// leader it waits for a lease, which is its own longest timeout, and then for a timeout drawn from its range; so half
+/// of the longest is the lease. Its shortest timeout is also how long it waits for a vote: never less than half of a
+/// lease.
+pub fn timeouts_ms((shortest, longest): (Duration, Duration)) -> (u64, u64) {
+    let lease = millis(longest).div_ceil(2);
+    (millis(shortest).saturating_sub(lease).max(lease.div_ceil(2)), lease)
 }
 
 /// A failure to encode or decode, as the engine wants it.
@@ -816,5 +826,23 @@ mod tests {
                 prop_assert_eq!(memory.purge_point(kept), point);
             }
         }
+
+        #[test]
+        fn an_election_is_called_within_the_range(heartbeat in 1_u64..5_000, more in 1_u64..20_000, spread in 1_u64..20_000) {
+            let shortest = 3 * heartbeat + more;
+            let longest = shortest + spread;
+            let (least, lease) = timeouts_ms((Duration::from_millis(shortest), Duration::from_millis(longest)));
+            prop_assert!(heartbeat < least && least < lease, "what the engine asks for");
+            prop_assert!(shortest <= lease + least && 2 * lease <= longest + 1);
+        }
+    }
+
+    #[test]
+    fn half_of_the_longest_time_is_the_lease() {
+        let timeouts = |shortest, longest| {
+            timeouts_ms((Duration::from_millis(shortest), Duration::from_millis(longest)))
+        };
+        assert_eq!(timeouts(900, 1_200), (300, 600));
+        assert_eq!(timeouts(750, 1_500), (375, 750), "later than the shortest, to wait for votes");
     }
 }

@@ -46,9 +46,8 @@ use crate::state::{
 pub struct GlobalTiming {
     /// How often the leading region is heard of.
     pub heartbeat: Duration,
-    /// A region that has not heard of it for the longest of this range, and then for a time drawn from it,
-    /// calls an election. Must exceed a regional failover, so that a lost server does not move the global
-    /// leader.
+    /// A region that has not heard of it for a time in this range calls an election. Must exceed a regional
+    /// failover, so that a lost server does not move the global leader.
     pub election_timeout: (Duration, Duration),
 }
 
@@ -90,11 +89,12 @@ impl GlobalGroup {
         timing: GlobalTiming,
         log_bounds: LogBounds,
     ) -> io::Result<Self> {
+        let (election_timeout_min, election_timeout_max) = engine::timeouts_ms(timing.election_timeout);
         let config = Config {
             cluster_name: "global".into(),
             heartbeat_interval: millis(timing.heartbeat),
-            election_timeout_min: millis(timing.election_timeout.0),
-            election_timeout_max: millis(timing.election_timeout.1),
+            election_timeout_min,
+            election_timeout_max,
             enable_pre_vote: Some(true),
             // Another server of the region may still lead in this term: only an election tells.
             enable_leader_restore: Some(false),

@@ -17,6 +17,10 @@ use meridian_seam::mutant::{self, Mutant};
 
 use crate::mesh::RegionId;
 
+/// A client that hears nothing gives its server up after this share of its session's timeout: as ZooKeeper's clients
+/// do in `ClientCnxn` (Java), `zookeeper.c`, kazoo and Go.
+pub const BELIEF_SHARE: f64 = 2.0 / 3.0;
+
 /// How long leases last.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LeaseTerms {
@@ -27,11 +31,18 @@ pub struct LeaseTerms {
     pub drift_max: f64,
     /// For a region's servers to close the connections of its holders after the lease has run out.
     pub margin: Duration,
+    /// The longest timeout of a session in any region of the mesh.
+    pub session_timeout_max: Duration,
 }
 
 impl Default for LeaseTerms {
     fn default() -> Self {
-        Self { duration: Duration::from_secs(10), drift_max: 0.01, margin: Duration::from_secs(1) }
+        Self {
+            duration: Duration::from_secs(10),
+            drift_max: 0.01,
+            margin: Duration::from_secs(1),
+            session_timeout_max: Duration::from_secs(15),
+        }
     }
 }
 
@@ -41,8 +52,21 @@ impl LeaseTerms {
         if mutant::is(Mutant::LeaseFromReceipt) {
             return self.duration;
         }
-        // The region's clock may run slow by the bound, and the leader's fast by the bound.
-        self.duration.mul_f64((1.0 + self.drift_max) / (1.0 - self.drift_max)) + self.margin
+        self.whatever_the_clocks(self.duration) + self.notice()
+    }
+
+    /// From the end of the lease on the region's side until all of its clients have noticed, those too whose server
+    /// tells them nothing.
+    pub fn notice(&self) -> Duration {
+        if mutant::is(Mutant::SilentServersForgotten) {
+            return self.margin;
+        }
+        self.whatever_the_clocks(self.session_timeout_max.mul_f64(BELIEF_SHARE)) + self.margin
+    }
+
+    /// What a clock that is fast by the bound shows when this time is over on one that is slow by the bound.
+    fn whatever_the_clocks(&self, time: Duration) -> Duration {
+        time.mul_f64((1.0 + self.drift_max) / (1.0 - self.drift_max))
     }
 
     /// How often a region renews.
@@ -56,33 +80,51 @@ impl LeaseTerms {
 pub struct HeldLease {
     terms: LeaseTerms,
     deadline: Duration,
-    lapsed: bool,
+    stage: LeaseStage,
+}
+
+/// How far a region is from losing what its sessions hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeaseStage {
+    /// The lease holds.
+    Holds,
+    /// It has run out: the region's servers no longer serve holders, whose sessions go on if it is renewed in time.
+    RunOut,
+    /// All clients have noticed: the sessions end.
+    Lapsed,
 }
 
 impl HeldLease {
     /// A new regional leader knows of no renewal. Until it has one, or for one duration at most, it does
-    /// not count the lease as lapsed: the mesh's side lasts at least as long.
+    /// not count the lease as run out: the mesh's side lasts at least as long.
     pub fn new(terms: LeaseTerms, now: Duration) -> Self {
-        Self { terms, deadline: now + terms.duration, lapsed: false }
+        Self { terms, deadline: now + terms.duration, stage: LeaseStage::Holds }
     }
 
     /// A renewal that was sent at `sent` has been granted; returns until when the lease holds.
     pub fn renewed(&mut self, sent: Duration) -> Duration {
         self.deadline = self.deadline.max(sent + self.terms.duration);
-        self.lapsed = false;
+        self.stage = LeaseStage::Holds;
         sent + self.terms.duration
     }
 
-    /// When the lease lapses unless it is renewed.
-    pub fn deadline(&self) -> Duration {
-        self.deadline
+    /// When it comes to the next stage unless it is renewed; `None` after the last.
+    pub fn turns(&self) -> Option<Duration> {
+        match self.stage {
+            LeaseStage::Holds => Some(self.deadline),
+            LeaseStage::RunOut => Some(self.deadline + self.terms.notice()),
+            LeaseStage::Lapsed => None,
+        }
     }
 
-    /// Whether the lease has lapsed since it was last asked for: true once per lapse.
-    pub fn has_lapsed(&mut self, now: Duration) -> bool {
-        let lapses = !self.lapsed && now >= self.deadline;
-        self.lapsed |= lapses;
-        lapses
+    /// The stage that it has come to since this was last asked, if it has.
+    pub fn turned(&mut self, now: Duration) -> Option<LeaseStage> {
+        let before = self.stage;
+        while self.turns().is_some_and(|turns| now >= turns) {
+            self.stage =
+                if self.stage == LeaseStage::Holds { LeaseStage::RunOut } else { LeaseStage::Lapsed };
+        }
+        (self.stage != before).then_some(self.stage)
     }
 }
 
@@ -167,46 +209,60 @@ mod tests {
     }
 
     #[test]
-    fn a_lapse_is_told_once_and_a_renewal_ends_it() {
+    fn each_stage_is_told_once_and_a_renewal_ends_it() {
+        let notice = LeaseTerms::default().notice();
         let mut held = HeldLease::new(LeaseTerms::default(), secs(5.0));
-        assert!(!held.has_lapsed(secs(14.9)));
-        assert!(held.has_lapsed(secs(15.0)));
-        assert!(!held.has_lapsed(secs(16.0)));
-        held.renewed(secs(20.0));
-        assert!(!held.has_lapsed(secs(29.9)));
-        assert!(held.has_lapsed(secs(30.0)));
+        assert_eq!(held.turned(secs(14.9)), None);
+        assert_eq!(held.turned(secs(15.0)), Some(LeaseStage::RunOut));
+        assert_eq!(held.turned(secs(16.0)), None);
+        held.renewed(secs(16.0));
+        assert_eq!(held.turned(secs(25.9)), None);
+        assert_eq!(held.turned(secs(26.0)), Some(LeaseStage::RunOut));
+        assert_eq!(held.turned(secs(25.9) + notice), None);
+        assert_eq!(held.turned(secs(26.0) + notice), Some(LeaseStage::Lapsed));
+        assert_eq!((held.turned(secs(90.0)), held.turns()), (None, None));
+        held.renewed(secs(91.0));
+        assert_eq!(held.turned(secs(200.0)), Some(LeaseStage::Lapsed));
     }
 
     #[test]
     fn nothing_is_granted_while_the_group_is_asked() {
         let mut granted = GrantedLeases::new(LeaseTerms::default(), [1, 2], secs(0.0));
         assert!(granted.renew(2, secs(11.0)));
-        assert_eq!(granted.ended(secs(12.0)), [1]);
-        assert!(!granted.renew(1, secs(12.1)));
+        assert!(granted.ended(secs(21.0)).is_empty());
+        assert_eq!(granted.ended(secs(22.0)), [1]);
+        assert!(!granted.renew(1, secs(22.1)));
         assert_eq!(granted.ending(), [1]);
         granted.agreed(1);
-        assert!(granted.ended(secs(13.0)).is_empty() && granted.ending().is_empty());
-        assert!(granted.renew(1, secs(13.0)));
+        assert!(granted.ended(secs(23.0)).is_empty() && granted.ending().is_empty());
+        assert!(granted.renew(1, secs(23.0)));
         assert!(!granted.renew(9, secs(13.0)), "no such region");
     }
 
     proptest! {
-        /// Whatever the delays and the drift within the bound, the region gives up first.
+        /// Whatever the delays and the drift within the bound, the region's clients notice first: those whose
+        /// connections are closed, and those whose servers fall silent with the end of the lease.
         #[test]
         fn the_region_ends_first(
             start in 0.0f64..100.0,
             travel in 0.0f64..5.0,
             region_rate in 0.99f64..1.01,
             leader_rate in 0.99f64..1.01,
+            client_rate in 0.99f64..1.01,
+            timeout in 0.0f64..15.0,
         ) {
             let terms = LeaseTerms::default();
             // True time of the sending is `start`, of the receipt `start + travel`.
             let mut held = HeldLease::new(terms, secs(0.0));
             let until = held.renewed(secs(start * region_rate));
             let region_ends_true = until.as_secs_f64() / region_rate;
+            let client_ends_true = region_ends_true + timeout * BELIEF_SHARE / client_rate;
             let received = (start + travel) * leader_rate;
             let leader_ends_true = (received + terms.granted().as_secs_f64()) / leader_rate;
-            prop_assert!(region_ends_true + 0.9 <= leader_ends_true);
+            prop_assert!(client_ends_true + 0.9 <= leader_ends_true);
+            // And before the region itself ends the sessions.
+            let lapses_true = held.turns().map(|end| (end + terms.notice()).as_secs_f64() / region_rate);
+            prop_assert!(client_ends_true + 0.9 <= lapses_true.unwrap());
         }
     }
 }

@@ -15,6 +15,10 @@ use crate::layout::{Design, Layout};
 use crate::scenario::World;
 
 const SECONDS_PER_YEAR: f64 = 365.25 * 86_400.0;
+/// The longest session of a mesh where nobody asks for another: the servers' default.
+const MESH_SESSION_MS: f64 = 15_000.0;
+/// What the servers allow for closing the connections of holders: `mesh.lease.margin_ms`.
+const LEASE_MARGIN_MS: f64 = 1_000.0;
 
 /// What the formulas assume where nothing is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,7 +119,7 @@ impl Timing {
             derivation.global_group(&between_regions, &mut settings);
         } else {
             derivation.ensemble(&between_regions, None, &mut settings);
-            derivation.lease("leaderLease", "leaderTakeover", &between_regions, &mut settings);
+            derivation.leader_lease(&between_regions, &mut settings);
         }
         Timing { assumptions, settings }
     }
@@ -459,22 +463,28 @@ impl<'m> Derivation<'m> {
                 rule_of_thumb: None,
             });
         }
-        settings.push(Setting {
-            name: "maxSessionTimeout",
-            value: (20.0 * tick_ms).max(4.0 * longest_ms).max(self.session_ms.unwrap_or(0.0)).max(40_000.0),
-            unit: "ms",
-            reason: match self.session_ms {
-                Some(wanted_ms) => format!(
-                    "clients ask for {wanted_ms:.0} ms; the default of 20 ticks would cap them at {:.0} ms",
-                    20.0 * tick_ms
-                ),
-                None => format!(
-                    "always write it: the default of 20 ticks would cap sessions at {:.0} ms",
-                    20.0 * tick_ms
-                ),
-            },
-            rule_of_thumb: Some("20 ticks".to_owned()),
-        });
+        settings.push(self.longest_session(tick_ms, longest_ms, global.is_some()));
+    }
+
+    fn longest_session(&self, tick_ms: f64, shortest_ms: f64, in_mesh: bool) -> Setting {
+        let (name, unit, rule_of_thumb) = ("maxSessionTimeout", "ms", Some("20 ticks".to_owned()));
+        let (default_ms, wanted_ms) = (20.0 * tick_ms, self.session_ms);
+        let asked = wanted_ms.map_or_else(String::new, |ms| format!("clients ask for {ms:.0} ms; "));
+        if in_mesh {
+            let value = wanted_ms.unwrap_or(MESH_SESSION_MS).max(2.0 * shortest_ms);
+            let reason = format!(
+                "{asked}for two thirds of it the others wait longer when they take over from a region"
+            );
+            return Setting { name, value, unit, reason, rule_of_thumb };
+        }
+        let value = default_ms.max(4.0 * shortest_ms).max(wanted_ms.unwrap_or(0.0)).max(40_000.0);
+        let reason = match wanted_ms {
+            Some(_) => format!("{asked}the default of 20 ticks would cap them at {default_ms:.0} ms"),
+            None => {
+                format!("always write it: the default of 20 ticks would cap sessions at {default_ms:.0} ms")
+            }
+        };
+        Setting { name, value, unit, reason, rule_of_thumb }
     }
 
     fn global_group(&self, path: &Path, settings: &mut Vec<Setting>) {
@@ -482,10 +492,36 @@ impl<'m> Derivation<'m> {
         self.patience("globalElectionTimeoutUnderBlips", path, settings);
         let names = ["globalFalseElections", "globalDetection", "globalFailover"];
         self.failover(names, path, settings);
-        self.lease("regionLease", "regionTakeover", path, settings);
+        let lease_ms = self.lease("regionLease", path, settings);
+        let session_ms = settings.iter().find(|s| s.name == "maxSessionTimeout").map_or(0.0, |s| s.value);
+        let drift = self.assumptions.clock_drift;
+        let whatever_the_clocks = (1.0 + drift) / (1.0 - drift);
+        settings.push(Setting {
+            name: "regionTakeover",
+            value: ((lease_ms + session_ms * 2.0 / 3.0) * whatever_the_clocks + LEASE_MARGIN_MS).ceil(),
+            unit: "ms",
+            reason: format!(
+                "from the receipt of the last renewal: the lease, two thirds of the longest session ({session_ms:.0} ms) \
+                 for clients whose servers are silent, on the slowest clock allowed, and {LEASE_MARGIN_MS:.0} ms to tell \
+                 the others"
+            ),
+            rule_of_thumb: None,
+        });
     }
 
-    fn lease(&self, lease: &'static str, takeover: &'static str, path: &Path, settings: &mut Vec<Setting>) {
+    fn leader_lease(&self, path: &Path, settings: &mut Vec<Setting>) {
+        let lease_ms = self.lease("leaderLease", path, settings);
+        settings.push(Setting {
+            name: "leaderTakeover",
+            value: (lease_ms * (1.0 + self.assumptions.clock_drift)).ceil(),
+            unit: "ms",
+            reason: "from the receipt of the last renewal: the lease on the slowest clock allowed".to_owned(),
+            rule_of_thumb: None,
+        });
+    }
+
+    /// Adds a lease, and returns how long it lasts, ms.
+    fn lease(&self, lease: &'static str, path: &Path, settings: &mut Vec<Setting>) -> f64 {
         let a = &self.assumptions;
         let needed_ms = self.heartbeats() * a.heartbeat_ms + path.quorum_p999_ms + a.stall_ms;
         let lease_ms = (needed_ms / (1.0 - a.clock_drift)).ceil();
@@ -502,13 +538,7 @@ impl<'m> Derivation<'m> {
             ),
             rule_of_thumb: None,
         });
-        settings.push(Setting {
-            name: takeover,
-            value: (lease_ms * (1.0 + a.clock_drift)).ceil(),
-            unit: "ms",
-            reason: "from the receipt of the last renewal: the lease on the slowest clock allowed".to_owned(),
-            rule_of_thumb: None,
-        });
+        lease_ms
     }
 }
 
@@ -568,7 +598,9 @@ pub(super) mod tests {
         let timing = Timing::derive(&world(Assumptions::default()), &layout(Design::Two, 0, [3, 3, 1]));
         assert!(value(&timing, "globalElectionTimeout") > value(&timing, "electionTimeout"));
         assert!(value(&timing, "minGlobalSessionTimeout") > value(&timing, "minSessionTimeout"));
-        assert!(value(&timing, "regionTakeover") > value(&timing, "regionLease"));
+        let (lease, session) = (value(&timing, "regionLease"), value(&timing, "maxSessionTimeout"));
+        assert_eq!(session, (2.0 * value(&timing, "minGlobalSessionTimeout")).max(MESH_SESSION_MS));
+        assert!((value(&timing, "regionTakeover") / (lease + 10_000.0 + 1_000.0) - 1.0).abs() < 0.01);
         assert!(timing.get("leaderLease").is_none());
     }
 

@@ -30,7 +30,7 @@ const PASSWORD: [u8; 16] = [0; 16];
 /// What is not answered for so long is given up, and the connection with it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where a client connects to and how long its sessions last.
+/// Where a client connects to and how long it asks its sessions to last.
 pub(super) struct ClientOptions {
     pub(super) name: String,
     pub(super) net: Arc<dyn Net>,
@@ -57,6 +57,8 @@ struct Connection {
     input: BytesMut,
     heard: Instant,
     pinged: Instant,
+    /// The session's, as the server has granted it.
+    session_timeout: Duration,
 }
 
 /// The connection is gone: what was asked may or may not have happened.
@@ -149,7 +151,9 @@ impl Client {
     async fn greet(&mut self, server: String) -> io::Result<()> {
         let stream = self.options.net.connect(server).await?;
         let now = Instant::now();
-        let mut connection = Connection { stream, input: BytesMut::new(), heard: now, pinged: now };
+        let session_timeout = self.options.timeout;
+        let mut connection =
+            Connection { stream, input: BytesMut::new(), heard: now, pinged: now, session_timeout };
         let mut out = BytesMut::new();
         let start = begin_frame(&mut out);
         ConnectRequest {
@@ -167,6 +171,7 @@ impl Client {
         let reply = ConnectResponse::decode(&frame).map_err(io::Error::other)?;
         self.session = reply.session_id;
         self.password = reply.password.to_vec();
+        connection.session_timeout = Duration::from_millis(u64::try_from(reply.timeout_ms).unwrap_or(0));
         connection.heard = Instant::now();
         connection.pinged = connection.heard;
         self.connection = Some(connection);
@@ -278,8 +283,8 @@ impl Client {
     /// The next packet. Pings while there is none, and gives up as client libraries do: after two thirds of
     /// the session's timeout.
     async fn packet(&mut self) -> Result<Packet, Disconnected> {
-        let session_timeout = self.options.timeout;
         let connection = self.connection.as_mut().ok_or(Disconnected)?;
+        let session_timeout = connection.session_timeout;
         let frame = loop {
             let now = Instant::now();
             if now - connection.heard >= session_timeout * 2 / 3 {

@@ -199,6 +199,7 @@ pub(super) enum Kind {
     MoveLead,
     LoseRegion,
     Unheard,
+    Blackout,
     RemoveMember,
 }
 
@@ -279,6 +280,7 @@ impl Plan<'_> {
             }
             3..6 if self.layout.regions > 1 => self.draw(Kind::Unheard, middle_ms),
             6..9 if self.layout.voters > 2 => self.draw(Kind::RemoveMember, middle_ms),
+            9..12 if self.layout.regions > 1 => self.draw(Kind::Blackout, middle_ms),
             _ => {}
         }
     }
@@ -294,7 +296,7 @@ impl Plan<'_> {
         };
         let mut kinds: Vec<(Kind, f64)> = KINDS.into_iter().filter(|(kind, _)| possible(*kind)).collect();
         if !self.only.is_empty() {
-            kinds.push((Kind::Unheard, 1.5));
+            kinds.extend([(Kind::Unheard, 1.5), (Kind::Blackout, 0.3)]);
             kinds.retain(|(kind, _)| self.only.contains(kind));
             return kinds;
         }
@@ -410,6 +412,7 @@ impl Plan<'_> {
                 self.put(at_ms, Fault::LoseRegion { region });
             }
             Kind::Unheard => self.unheard(server, at_ms),
+            Kind::Blackout => self.black_out(server, at_ms),
         }
     }
 
@@ -542,6 +545,21 @@ impl Plan<'_> {
         self.put(cut_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut: true });
         self.put(until_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut: false });
         self.put(until_ms, Fault::Delay { from: others, to: own, up_to_ms: 0 });
+    }
+
+    /// A region is cut off, and before its lease has run out its servers lose their power: they tell their clients
+    /// nothing.
+    fn black_out(&mut self, server: usize, at_ms: u64) {
+        let (own, others) = self.region_and_others(server);
+        let off_ms = at_ms + self.random.random_range(3_000..6_000);
+        let restart_after_ms = self.random.random_range(10_000..20_000);
+        for (at_ms, cut) in [(at_ms, true), (off_ms + restart_after_ms, false)] {
+            self.put(at_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut });
+            self.put(at_ms, Fault::Cut { from: others.clone(), to: own.clone(), cut });
+        }
+        for server in own {
+            self.put(off_ms, Fault::Crash { server, power: true, restart_after_ms });
+        }
     }
 
     fn delay(&mut self, server: usize, at_ms: u64, until_ms: u64) {

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use meridian_bridge::lease::LeaseTerms;
@@ -34,7 +35,7 @@ pub(super) enum World {
     ForgottenStarts,
     /// The mesh takes a region's lease for over long before the region does
     ShortLease,
-    /// The clocks of servers are up to a half wrong, beyond the bound
+    /// The clocks of servers are up to four fifths wrong, beyond the bound
     WildClocks,
 }
 
@@ -76,6 +77,7 @@ impl Mutant {
                 | Code::MirrorAppliedTwice
                 | Code::DeletionOnEmptySource
                 | Code::LeaseFromReceipt
+                | Code::SilentServersForgotten
                 | Code::LeaseIgnored
                 | Code::StaleLeaseEpoch
                 | Code::OrderersOvertake,
@@ -95,6 +97,7 @@ impl Mutant {
             Mutant::Code(Code::GlobalAckBeforeCommit) => &[Kind::SlowDisk, Kind::Crash],
             Mutant::Code(Code::MirrorAppliedTwice) => &[Kind::SlowDisk, Kind::Crash],
             Mutant::Code(Code::LeaseFromReceipt) => &[Kind::Unheard],
+            Mutant::Code(Code::SilentServersForgotten) => &[Kind::Blackout, Kind::Wall],
             Mutant::Code(Code::StaleLeaseEpoch) => &[Kind::RegionInTrouble, Kind::CutRegions],
             Mutant::World(World::WildClocks) => &[Kind::RegionInTrouble, Kind::CutRegions],
             _ => &[],
@@ -125,15 +128,19 @@ impl Mutant {
 impl World {
     /// By how much clocks are wrong at most, in parts per million.
     pub(super) fn drift_max_ppm(world: Option<Self>) -> i64 {
-        if world == Some(World::WildClocks) { 500_000 } else { 9_000 }
+        if world == Some(World::WildClocks) { 800_000 } else { 9_000 }
     }
 
+    /// Shorter than by default, so that leases end within a run; some sessions are longer still.
     pub(super) fn lease(world: Option<Self>) -> LeaseTerms {
+        let terms = LeaseTerms {
+            duration: Duration::from_secs(6),
+            session_timeout_max: Duration::from_secs(8),
+            ..LeaseTerms::default()
+        };
         match world {
-            Some(World::ShortLease) => {
-                LeaseTerms { drift_max: -0.9, margin: std::time::Duration::ZERO, ..LeaseTerms::default() }
-            }
-            _ => LeaseTerms::default(),
+            Some(World::ShortLease) => LeaseTerms { drift_max: -0.9, margin: Duration::ZERO, ..terms },
+            _ => terms,
         }
     }
 

@@ -41,7 +41,7 @@ const SUPERVISOR_MS: u64 = 500;
 const SHUTDOWN_MS: u64 = 900;
 /// Clients work on for so long after everything has healed.
 const REST_MS: u64 = 3_000;
-/// Session timeouts: shorter and longer than a lease.
+/// Session timeouts that clients ask for: shorter and longer than a lease, or than a mesh grants.
 const SESSION_TIMEOUTS: [Duration; 2] = [Duration::from_secs(6), Duration::from_secs(20)];
 /// Clients in a mesh; a region on its own has so many as a whole.
 const CLIENTS: usize = 6;

@@ -248,6 +248,9 @@ impl SimServer {
         let mut options = ServerOptions::new(region, address_of(self.id, CLIENT_PORT).to_string());
         options.tick = Duration::from_secs(1);
         let bridge = layout.bridge_config(self.region, self.index, self.world);
+        if layout.regions > 1 {
+            options.session_timeout_max = Some(bridge.lease.session_timeout_max);
+        }
         let is_voter = self.index < layout.voters;
         let paths = certificates.map(|c| c.paths_of(&self.name));
         let running = Arc::new(Mutex::new(Running::Starting));

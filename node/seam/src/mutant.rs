@@ -52,6 +52,8 @@ mutants! {
     DeletionOnEmptySource = "deletion-on-empty-source",
     /// Both sides count a lease from the receipt, without drift and margin
     LeaseFromReceipt = "lease-from-receipt",
+    /// Nobody waits for clients whose server falls silent when their region's lease runs out
+    SilentServersForgotten = "silent-servers-forgotten",
     /// Servers go on serving the holders of a lease that is over
     LeaseIgnored = "lease-ignored",
     /// Requests of sessions that ended with their region's lease still take effect

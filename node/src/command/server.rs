@@ -186,8 +186,8 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
         max => max,
     };
     options.tick = Duration::from_millis(config.tick_ms);
-    options.session_timeout_min = config.client.session_timeout_min_ms.map(ms);
-    options.session_timeout_max = config.client.session_timeout_max_ms.map(ms);
+    options.session_timeout_min = Some(ms(config.session_timeout_min_ms()));
+    options.session_timeout_max = Some(ms(config.session_timeout_max_ms()));
     options.frame_bytes_max = config.client.frame_bytes_max;
     options.connections_per_address_max = config.client.connections_per_address_max;
     options.words = words.iter().cloned().collect();

@@ -183,6 +183,10 @@ impl Default for ClientConfig {
     }
 }
 
+/// ZooKeeper's bounds of session timeouts, in ticks.
+const SESSION_TICKS_MIN: u64 = 2;
+const SESSION_TICKS_MAX: u64 = 20;
+
 /// The HTTP endpoint for operators.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -301,12 +305,17 @@ pub struct LeaseConfig {
     pub drift_max: f64,
     /// Time for a region to tell its holders, in ms.
     pub margin_ms: u64,
+    /// The longest session timeout in the mesh, in ms. A client whose server falls silent believes in its session for
+    /// two thirds of it, and for so long the other regions wait before they take over what it held. To raise it in a
+    /// running mesh, keep `client.session_timeout_max_ms` as it was until all regions have the new value.
+    pub session_timeout_max_ms: u32,
 }
 
 impl Default for LeaseConfig {
     fn default() -> Self {
-        let LeaseTerms { duration, drift_max, margin } = LeaseTerms::default();
-        Self { duration_ms: millis(duration), drift_max, margin_ms: millis(margin) }
+        let LeaseTerms { duration, drift_max, margin, session_timeout_max } = LeaseTerms::default();
+        let session_timeout_max_ms = u32::try_from(millis(session_timeout_max)).unwrap_or(u32::MAX);
+        Self { duration_ms: millis(duration), drift_max, margin_ms: millis(margin), session_timeout_max_ms }
     }
 }
 
@@ -316,7 +325,7 @@ impl Default for LeaseConfig {
 pub struct MeshTimingConfig {
     /// How often the region that leads the global group is heard of, in ms.
     pub heartbeat_ms: u64,
-    /// After the longest of these without it, and then a time drawn from them, another is elected, in ms.
+    /// After a time in this range without it another is elected, in ms.
     pub election_timeout_ms: (u64, u64),
 }
 
@@ -480,13 +489,8 @@ impl ServerConfig {
         if voters == 0 {
             return invalid("servers", "none of them votes: one, three or five must");
         }
-        let TimingConfig { heartbeat_ms, election_timeout_ms: (min, max) } = self.timing;
-        if heartbeat_ms == 0 || min <= heartbeat_ms.saturating_mul(3) || max <= min {
-            return invalid(
-                "timing",
-                "the election timeout must be a range that starts above three heartbeats",
-            );
-        }
+        let TimingConfig { heartbeat_ms, election_timeout_ms } = self.timing;
+        validate_elections("timing", heartbeat_ms, election_timeout_ms)?;
         if self.tick_ms == 0 {
             return invalid("tick_ms", "must be positive");
         }
@@ -501,6 +505,8 @@ impl ServerConfig {
         if !(0.0..=0.5).contains(&mesh.lease.drift_max) {
             return invalid("mesh.lease.drift_max", "must lie between 0 and 0.5");
         }
+        let MeshTimingConfig { heartbeat_ms, election_timeout_ms } = mesh.timing;
+        validate_elections("mesh.timing", heartbeat_ms, election_timeout_ms)?;
         let election_timeouts_ms =
             mesh.timing.election_timeout_ms.1.saturating_add(self.timing.election_timeout_ms.1);
         if mesh.lease.duration_ms <= election_timeouts_ms {
@@ -508,8 +514,42 @@ impl ServerConfig {
                           ends the sessions that hold global znodes";
             return invalid("mesh.lease.duration_ms", reason);
         }
+        self.validate_session_timeouts(mesh)?;
         self.mesh_table()?;
         Ok(())
+    }
+
+    fn validate_session_timeouts(&self, mesh: &MeshConfig) -> Result<(), ConfigError> {
+        let longest_ms = mesh.lease.session_timeout_max_ms;
+        let given = |key, ms: Option<u32>| ms.filter(|ms| *ms > longest_ms).map(|ms| (key, ms));
+        let shortest_ms = self.session_timeout_min_ms();
+        let too_long = given("client.session_timeout_max_ms", self.client.session_timeout_max_ms)
+            .or_else(|| given("client.session_timeout_min_ms", Some(shortest_ms)));
+        let Some((key, ms)) = too_long else { return Ok(()) };
+        let reason = format!(
+            "{ms} is more than mesh.lease.session_timeout_max_ms, {longest_ms}, for which the other regions wait when \
+             they take over from this one; lower it, or raise that in all regions first"
+        );
+        invalid(key, reason)
+    }
+
+    /// The shortest session timeout: two ticks unless configured.
+    pub fn session_timeout_min_ms(&self) -> u32 {
+        self.client.session_timeout_min_ms.unwrap_or_else(|| self.ticks_ms(SESSION_TICKS_MIN))
+    }
+
+    /// The longest session timeout: twenty ticks unless configured, but no longer than the mesh allows.
+    pub fn session_timeout_max_ms(&self) -> u32 {
+        let wanted_ms =
+            self.client.session_timeout_max_ms.unwrap_or_else(|| self.ticks_ms(SESSION_TICKS_MAX));
+        match &self.mesh {
+            Some(mesh) if mesh.regions.len() > 1 => wanted_ms.min(mesh.lease.session_timeout_max_ms),
+            _ => wanted_ms,
+        }
+    }
+
+    fn ticks_ms(&self, ticks: u64) -> u32 {
+        u32::try_from(self.tick_ms.saturating_mul(ticks)).unwrap_or(u32::MAX)
     }
 
     /// This server's name, as its certificate has it: `us-east-1`.
@@ -647,10 +687,22 @@ impl ServerConfig {
                 duration: Duration::from_millis(config.lease.duration_ms),
                 drift_max: config.lease.drift_max,
                 margin: Duration::from_millis(config.lease.margin_ms),
+                session_timeout_max: Duration::from_millis(config.lease.session_timeout_max_ms.into()),
             },
             transport: Settings::default(),
         }))
     }
+}
+
+fn validate_elections(
+    key: &'static str,
+    heartbeat_ms: u64,
+    (shortest_ms, longest_ms): (u64, u64),
+) -> Result<(), ConfigError> {
+    if heartbeat_ms == 0 || shortest_ms <= heartbeat_ms.saturating_mul(3) || longest_ms <= shortest_ms {
+        return invalid(key, "the election timeout must be a range that starts above three heartbeats");
+    }
+    Ok(())
 }
 
 /// The name of a server of a region.
@@ -715,6 +767,24 @@ mod tests {
         };
         assert!(refused(&mesh("nan")).contains("drift_max"));
         assert!(refused(&mesh("0.1")).contains("must exceed the election timeouts"));
+    }
+
+    #[test]
+    fn sessions_of_a_mesh_are_no_longer_than_others_wait_for_them() {
+        let mesh = |more: &str| {
+            load(&format!(
+                "{more}\n{SMALL}\n[mesh]\nregions = [{{ name = \"eu\" }}, {{ name = \"us\" }}]\n\
+                 [security]\ncertificate = \"c\"\nkey = \"k\"\nauthority = \"a\""
+            ))
+        };
+        assert_eq!(load(SMALL).unwrap().session_timeout_max_ms(), 40_000);
+        assert_eq!(mesh("").unwrap().session_timeout_max_ms(), 15_000);
+        let short = mesh("client.session_timeout_max_ms = 9000").unwrap();
+        assert_eq!(short.session_timeout_max_ms(), 9_000);
+        let long = mesh("client.session_timeout_max_ms = 20000").unwrap_err().to_string();
+        assert!(long.contains("client.session_timeout_max_ms") && long.contains("15000"), "{long}");
+        let long = mesh("tick_ms = 8000").unwrap_err().to_string();
+        assert!(long.contains("client.session_timeout_min_ms: 16000 is more"), "{long}");
     }
 
     #[test]

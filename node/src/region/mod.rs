@@ -25,7 +25,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use meridian_bridge::engine::{LogBounds, bound_log};
+use meridian_bridge::engine::{self, LogBounds, bound_log};
 use meridian_bridge::mesh::RegionId;
 use meridian_bridge::state::{self as federation, Outcome};
 use meridian_seam::clock::millis;
@@ -122,15 +122,6 @@ impl Default for Timing {
 impl Timing {
     fn rpc_timeout(&self) -> Duration {
         self.election_timeout.1
-    }
-
-    /// The range as the engine wants it, in ms. After a leader it waits for a lease, which is its own longest
-    /// timeout, and then for a timeout drawn from its range; so half of the time is the lease. Its shortest
-    /// timeout is also how long it waits for a vote: never less than half of a lease.
-    fn engine_timeouts_ms(&self) -> (u64, u64) {
-        let (shortest, longest) = self.election_timeout;
-        let lease = millis(longest).div_ceil(2);
-        (millis(shortest).saturating_sub(lease).max(lease.div_ceil(2)), lease)
     }
 }
 
@@ -235,7 +226,7 @@ impl RegionConfig {
     }
 
     fn engine_config(&self) -> Result<Config, openraft::ConfigError> {
-        let (election_timeout_min, election_timeout_max) = self.timing.engine_timeouts_ms();
+        let (election_timeout_min, election_timeout_max) = engine::timeouts_ms(self.timing.election_timeout);
         Config {
             cluster_name: self.region_name.clone(),
             heartbeat_interval: millis(self.timing.heartbeat),
@@ -767,36 +758,6 @@ async fn follow_leadership(
                 stopped
             });
             return;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
-    }
-
-    #[test]
-    fn half_of_the_longest_time_is_the_lease() {
-        assert_eq!(Timing::default().engine_timeouts_ms(), (300, 600));
-        let timing = Timing { election_timeout: (ms(750), ms(1_500)), ..Timing::default() };
-        assert_eq!(timing.engine_timeouts_ms(), (375, 750), "later than the shortest, to wait for votes");
-    }
-
-    proptest! {
-        #[test]
-        fn an_election_is_called_within_the_range(heartbeat in 1_u64..5_000, more in 1_u64..20_000, spread in 1_u64..20_000) {
-            let shortest = 3 * heartbeat + more;
-            let longest = shortest + spread;
-            let timing = Timing { heartbeat: ms(heartbeat), election_timeout: (ms(shortest), ms(longest)) };
-            let (least, lease) = timing.engine_timeouts_ms();
-            prop_assert!(heartbeat < least && least < lease, "what the engine asks for");
-            prop_assert!(shortest <= lease + least && 2 * lease <= longest + 1);
         }
     }
 }

@@ -231,10 +231,11 @@ fn mesh(
          # Leads best from {leader}; votes in the global group: {voting}.\n\
          [mesh]\nlisten = \"0.0.0.0:2890\"\n\n\
          [mesh.timing]\nheartbeat_ms = {beat:.0}\nelection_timeout_ms = [{election_ms:.0}, {latest_ms:.0}]\n\n\
-         [mesh.lease]\nduration_ms = {lease_ms:.0}\n",
+         [mesh.lease]\nduration_ms = {lease_ms:.0}\nsession_timeout_max_ms = {session_max_ms:.0}\n",
         leader = names[layout.leader],
         voting = layout.voting_regions().map(|region| names[region].as_str()).collect::<Vec<_>>().join(", "),
         beat = ms("globalHeartbeat"),
+        session_max_ms = ms("maxSessionTimeout"),
     );
     for region in (0..names.len()).filter(|region| layout.servers(*region) > 0) {
         let voters = servers.iter().filter(|other| other.region == region && !other.observer);

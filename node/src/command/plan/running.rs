@@ -6,10 +6,6 @@ use serde_json::{Value, json};
 use crate::config::{Role, ServerConfig};
 use crate::txn::ensemble::Members;
 
-/// ZooKeeper's bounds of session timeouts, in ticks.
-const SESSION_TICKS_MIN: u64 = 2;
-const SESSION_TICKS_MAX: u64 = 20;
-
 /// Voters and observers of every region, and the timeouts in use by the planner's names. Of this
 /// region the `members` in force are told, or those configured until it is formed; observers of other
 /// regions are known to these alone.
@@ -57,11 +53,10 @@ pub(super) fn with_members(
 }
 
 fn timing(config: &ServerConfig) -> Value {
-    let session = |given: Option<u32>, ticks: u64| given.map_or(ticks * config.tick_ms, u64::from);
     let mut timing = json!({
         "tickTime": config.tick_ms,
-        "minSessionTimeout": session(config.client.session_timeout_min_ms, SESSION_TICKS_MIN),
-        "maxSessionTimeout": session(config.client.session_timeout_max_ms, SESSION_TICKS_MAX),
+        "minSessionTimeout": config.session_timeout_min_ms(),
+        "maxSessionTimeout": config.session_timeout_max_ms(),
         "heartbeat": config.timing.heartbeat_ms,
         "electionTimeout": config.timing.election_timeout_ms.0,
     });
