@@ -8,6 +8,7 @@ use crate::compare::{self, CompareArgs};
 use crate::failover::{self, FailoverArgs};
 use crate::latency::{self, LatencyArgs};
 use crate::load::{self, LoadArgs};
+use crate::scale::sessions::{self, HoldArgs};
 use crate::scale::{self, ScaleArgs};
 use crate::sim::{self, SimArgs};
 
@@ -39,6 +40,9 @@ enum Command {
     Compare(CompareArgs),
     Failover(FailoverArgs),
     Scale(ScaleArgs),
+    /// A part of `scale`.
+    #[command(hide = true)]
+    HoldSessions(HoldArgs),
     Sim(SimArgs),
 }
 
@@ -50,6 +54,7 @@ pub fn run() -> ExitCode {
         Command::Compare(args) => block_on(args.threads(), compare::run(&args)),
         Command::Failover(args) => block_on(1, failover::run(&args)),
         Command::Scale(args) => block_on(1, scale::run(&args)),
+        Command::HoldSessions(args) => block_on(1, sessions::hold(&args)),
         Command::Sim(args) => sim::run(&args),
     };
     result.unwrap_or_else(|error| {

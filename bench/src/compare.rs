@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use crate::ensemble::{Ensemble, Snapshots, System, Systems, sync_time};
+use crate::ensemble::{Ensemble, Setup, System, Systems, sync_time};
 use crate::load::{Load, LoadReport, Operation, Shape};
 use crate::table::Table;
 
@@ -67,7 +67,7 @@ pub async fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         "syncing a file in {} takes {sync_us:.1} µs: there is no disk behind it; name another place with --data",
         args.systems.parent().display()
     );
-    let start = |system| args.systems.start(system, directory.path(), Snapshots::AsByDefault);
+    let start = |system| args.systems.start(system, directory.path(), Setup::default());
     let ensembles = [start(System::ZooKeeper)?, start(System::Meridian)?];
     let outcome = async {
         for ensemble in &ensembles {

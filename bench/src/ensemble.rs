@@ -1,4 +1,4 @@
-//! Three server processes of one kind.
+//! Server processes of one kind: three voters, and observers if wanted.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -22,8 +22,8 @@ use crate::load::{Load, LoadReport};
 use crate::mesh::meridian_program;
 use crate::process::resident_bytes;
 
-/// Servers of each ensemble, all voters.
-const SERVERS: usize = 3;
+/// Voters of each ensemble.
+const VOTERS: usize = 3;
 /// An ensemble that does not serve by then is not going to.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two attempts to reach a server.
@@ -55,9 +55,23 @@ pub(crate) enum System {
     Meridian,
 }
 
+/// How an ensemble is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Setup {
+    pub(crate) observers: usize,
+    pub(crate) snapshots: Snapshots,
+}
+
+impl Setup {
+    fn servers(self) -> usize {
+        VOTERS + self.observers
+    }
+}
+
 /// When an ensemble writes snapshots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Snapshots {
+    #[default]
     AsByDefault,
     /// Not while it is measured.
     Never,
@@ -84,16 +98,11 @@ impl Systems {
     }
 
     /// Starts an ensemble.
-    pub(crate) fn start(
-        &self,
-        system: System,
-        directory: &Path,
-        snapshots: Snapshots,
-    ) -> anyhow::Result<Ensemble> {
+    pub(crate) fn start(&self, system: System, directory: &Path, setup: Setup) -> anyhow::Result<Ensemble> {
         match system {
-            System::ZooKeeper => Ensemble::zookeeper(&self.zookeeper, directory, snapshots),
+            System::ZooKeeper => Ensemble::zookeeper(&self.zookeeper, directory, setup),
             System::Meridian => {
-                Ensemble::meridian(&meridian_program(self.meridian.as_deref())?, directory, snapshots)
+                Ensemble::meridian(&meridian_program(self.meridian.as_deref())?, directory, setup)
             }
         }
     }
@@ -113,24 +122,26 @@ pub(crate) struct Ensemble {
 
 impl Ensemble {
     /// Starts Apache ZooKeeper, with its defaults: it syncs every write.
-    fn zookeeper(path: &Path, directory: &Path, snapshots: Snapshots) -> anyhow::Result<Self> {
+    fn zookeeper(path: &Path, directory: &Path, setup: Setup) -> anyhow::Result<Self> {
         let class_path = class_path(path)?;
         let directory = directory.join("zookeeper");
-        let ports = free_ports(3 * SERVERS)?;
-        let (clients, peers) = ports.split_at(SERVERS);
+        let ports = free_ports(3 * setup.servers())?;
+        let (clients, peers) = ports.split_at(setup.servers());
         let clients = clients.to_vec();
-        let mut settings = match snapshots {
+        let mut settings = match setup.snapshots {
             Snapshots::AsByDefault => String::new(),
             Snapshots::Never => "snapCount=2000000000\n".into(),
         };
         for (number, ports) in (1..).zip(peers.chunks(2)) {
             let [peer, election] = ports else { continue };
-            writeln!(settings, "server.{number}=127.0.0.1:{peer}:{election}")?;
+            let role = if number > VOTERS { "observer" } else { "participant" };
+            writeln!(settings, "server.{number}=127.0.0.1:{peer}:{election}:{role}")?;
         }
         let client_ports = clients.clone();
         let start = move |number: usize, own: &Path| {
+            let role = if number < VOTERS { "participant" } else { "observer" };
             let config = format!(
-                "tickTime=2000\ninitLimit=10\nsyncLimit=5\nmaxClientCnxns=0\nadmin.enableServer=false\n\
+                "peerType={role}\ntickTime=2000\ninitLimit=10\nsyncLimit=5\nmaxClientCnxns=0\nadmin.enableServer=false\n\
                  clientPortAddress=127.0.0.1\nclientPort={}\ndataDir={}\n{settings}",
                 client_ports[number],
                 own.display()
@@ -148,20 +159,24 @@ impl Ensemble {
     }
 
     /// Starts a Meridian region on its own.
-    fn meridian(program: &Path, directory: &Path, snapshots: Snapshots) -> anyhow::Result<Self> {
+    fn meridian(program: &Path, directory: &Path, setup: Setup) -> anyhow::Result<Self> {
         let directory = directory.join("meridian");
-        let ports = free_ports(3 * SERVERS)?;
-        let (clients, others) = ports.split_at(SERVERS);
-        let (peers, admins) = others.split_at(SERVERS);
+        let ports = free_ports(3 * setup.servers())?;
+        let (clients, others) = ports.split_at(setup.servers());
+        let (peers, admins) = others.split_at(setup.servers());
         let (clients, admins, program) = (clients.to_vec(), admins.to_vec(), program.to_path_buf());
-        let mut settings = match snapshots {
+        let mut settings = match setup.snapshots {
             Snapshots::AsByDefault => String::new(),
             Snapshots::Never => {
                 "storage = { entries_per_snapshot = 2000000000, log_kb_per_snapshot = 2000000000 }\n".into()
             }
         };
         for (number, peer) in (1..).zip(peers) {
-            write!(settings, "\n[[servers]]\nnumber = {number}\naddress = \"127.0.0.1:{peer}\"\n")?;
+            let role = if number > VOTERS { "observer" } else { "voter" };
+            write!(
+                settings,
+                "\n[[servers]]\nnumber = {number}\naddress = \"127.0.0.1:{peer}\"\nrole = \"{role}\"\n"
+            )?;
         }
         let client_ports = clients.clone();
         let start = move |number: usize, own: &Path| {
@@ -191,7 +206,7 @@ impl Ensemble {
     ) -> anyhow::Result<Self> {
         let clients = clients.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let mut ensemble = Self { name, command, servers: Vec::new(), clients, directory };
-        for server in 0..SERVERS {
+        for server in 0..ensemble.clients.len() {
             let started = ensemble.spawn(server)?;
             ensemble.servers.push(started);
         }
@@ -252,7 +267,7 @@ impl Ensemble {
         for server in &mut self.servers {
             let _ = server.kill().await;
         }
-        for server in 0..SERVERS {
+        for server in 0..self.servers.len() {
             self.servers[server] = self.spawn(server)?;
         }
         Ok(())

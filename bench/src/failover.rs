@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, ClientError, create};
-use crate::ensemble::{Ensemble, Snapshots, System, Systems};
+use crate::ensemble::{Ensemble, Setup, System, Systems};
 use crate::table::Table;
 
 /// Writers per server.
@@ -85,7 +85,7 @@ pub async fn run(args: &FailoverArgs) -> anyhow::Result<ExitCode> {
     let directory = args.systems.directory()?;
     let mut results = Vec::new();
     for system in System::measured(args.only_meridian) {
-        let mut ensemble = args.systems.start(*system, directory.path(), Snapshots::AsByDefault)?;
+        let mut ensemble = args.systems.start(*system, directory.path(), Setup::default())?;
         let measured = measure(args, &mut ensemble, &mut results).await;
         ensemble.stop().await;
         measured?;

@@ -1,37 +1,29 @@
 //! `meridian-bench scale`: what many znodes, sessions and watches cost an ensemble.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+pub(crate) mod sessions;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use bytes::BytesMut;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use meridian_wire::{
-    ConnectRequest, ConnectResponse, ErrorCode, PASSWORD_LENGTH, ReplyHeader, Request, begin_frame,
-    cut_frame, finish_frame, xid,
-};
+use meridian_wire::{ErrorCode, Request};
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, create};
-use crate::ensemble::{Ensemble, Snapshots, System, Systems};
+use crate::ensemble::{Ensemble, Setup, Snapshots, System, Systems};
 use crate::load::{Load, Operation, Shape};
 use crate::table::Table;
+use sessions::Holders;
 
 /// Requests under way on a connection while much is written.
 const OUTSTANDING: usize = 256;
 /// Connections that write znodes or hold watches.
 const CONNECTIONS: usize = 30;
-/// Idle sessions are told to be alive so often: well within the longest timeout of either system.
-const PING_INTERVAL: Duration = Duration::from_secs(8);
 /// Memory is read when it has come to rest.
 const REST: Duration = Duration::from_secs(5);
-/// Connections from one source address: there are not more ports.
-const CONNECTIONS_PER_SOURCE: usize = 20_000;
 /// All the writes that an ensemble bears.
 const WRITES: Load = Load {
     operation: Operation::Mixed { reads_percent: 0 },
@@ -56,9 +48,10 @@ Examples:
   meridian-bench scale --what snapshots
       How much longer writes take while a million znodes are written to snapshots.
   meridian-bench scale --what znodes --znodes 100000 --only-meridian --json
-  ulimit -n 400000 && meridian-bench scale --what sessions
+  meridian-bench scale --what sessions --observers 3
+      The sessions over six servers: each needs a file descriptor for each of its sessions.
 
-Needs three file descriptors for each session, and memory for both sides of each connection.";
+Needs memory for both sides of each connection.";
 
 /// Measures memory and restarts with many znodes, sessions and watches
 #[derive(Debug, Args)]
@@ -75,6 +68,9 @@ pub struct ScaleArgs {
     /// Znodes of 100 bytes
     #[arg(long, default_value_t = 1_000_000)]
     znodes: usize,
+    /// Observers beside the three voters
+    #[arg(long, default_value_t = 0)]
+    observers: usize,
     /// Sessions, over all servers; each watches the same znode
     #[arg(long, default_value_t = 100_000)]
     sessions: usize,
@@ -127,7 +123,8 @@ pub async fn run(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
         for system in System::measured(args.only_meridian) {
             for snapshots in what.snapshots() {
                 let directory = args.systems.directory()?;
-                let ensemble = args.systems.start(*system, directory.path(), *snapshots)?;
+                let setup = Setup { observers: args.observers, snapshots: *snapshots };
+                let ensemble = args.systems.start(*system, directory.path(), setup)?;
                 let mut scale = Scale { ensemble, figures: &mut figures };
                 let measured = timeout(PATIENCE, scale.measure(*what, *snapshots, args)).await;
                 scale.ensemble.stop().await;
@@ -216,37 +213,25 @@ impl Scale<'_> {
         let servers = self.ensemble.clients().to_vec();
         let mut writer = Client::connect(&servers[0]).await?;
         writer.call(&create("/watched", b"1")).await?.succeeded()?;
+        writer.close().await?;
         let before = self.resident_bytes()?;
-        let (groups, mut opening) = (CONNECTIONS, JoinSet::new());
         let started = Instant::now();
-        for group in 0..groups {
-            opening.spawn(Idle::open(servers.clone(), group, count / groups));
-        }
-        let mut idle = Vec::new();
-        while let Some(opened) = opening.join_next().await {
-            idle.push(opened??);
-        }
-        let opened: usize = idle.iter().map(|idle| idle.streams.len()).sum();
+        let mut holders = Holders::start(&servers, count)?;
+        holders.opened().await?;
         self.note(
-            format!("{opened} sessions opened a second"),
-            opened as f64 / started.elapsed().as_secs_f64(),
+            format!("{count} sessions opened a second"),
+            count as f64 / started.elapsed().as_secs_f64(),
         );
         sleep(REST).await;
-        let per_server = opened as f64 / servers.len() as f64;
-        let bytes = (self.resident_bytes()? - before) / per_server;
+        let bytes = (self.resident_bytes()? - before) / (count as f64 / servers.len() as f64);
         self.note("a connected session that watches: bytes at its server", bytes);
-        let mut told = JoinSet::new();
+        let mut writer = Client::connect(&servers[0]).await?;
         let started = Instant::now();
         writer
             .call(&Request::SetData { path: "/watched", data: Some(b"2"), version: -1 })
             .await?
             .succeeded()?;
-        for idle in idle {
-            told.spawn(idle.until_told());
-        }
-        while let Some(told) = told.join_next().await {
-            told??;
-        }
+        holders.told().await?;
         self.note("all watchers told, s", started.elapsed().as_secs_f64());
         Ok(())
     }
@@ -300,90 +285,6 @@ async fn watch_many(server: String, watcher: usize, count: usize) -> anyhow::Res
         client.next_reply().await?;
     }
     Ok(client)
-}
-
-/// Sessions that do nothing but watch one znode.
-struct Idle {
-    streams: Vec<TcpStream>,
-}
-
-impl Idle {
-    async fn open(servers: Vec<String>, group: usize, count: usize) -> anyhow::Result<Self> {
-        let mut idle = Self { streams: Vec::with_capacity(count) };
-        let mut pinged = Instant::now();
-        for i in 0..count {
-            let number = group * count + i;
-            let server: SocketAddr = servers[number % servers.len()].parse()?;
-            let source = u8::try_from(2 + number / CONNECTIONS_PER_SOURCE).context("too many sessions")?;
-            idle.streams.push(open_watching(server, source).await?);
-            if pinged.elapsed() > PING_INTERVAL {
-                pinged = Instant::now();
-                idle.ping().await?;
-            }
-        }
-        Ok(idle)
-    }
-
-    async fn ping(&mut self) -> anyhow::Result<()> {
-        let mut frame = BytesMut::new();
-        Request::Ping.encode_frame(xid::PING, &mut frame)?;
-        let mut answers = [0; 4096];
-        for stream in &mut self.streams {
-            stream.write_all(&frame).await?;
-            // Answers to earlier ones: nobody needs them.
-            while stream.try_read(&mut answers).is_ok_and(|read| read > 0) {}
-        }
-        Ok(())
-    }
-
-    /// Waits until every session was told of the change.
-    async fn until_told(self) -> anyhow::Result<()> {
-        for mut stream in self.streams {
-            let mut input = BytesMut::new();
-            'session: loop {
-                while let Some(frame) = cut_frame(&mut input, 1 << 20)? {
-                    let (header, _) = ReplyHeader::decode(&frame)?;
-                    if header.xid == xid::NOTIFICATION {
-                        break 'session;
-                    }
-                }
-                if stream.read_buf(&mut input).await? == 0 {
-                    bail!("a session ended before it was told");
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-async fn open_watching(server: SocketAddr, source: u8) -> anyhow::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, source)), 0))?;
-    let mut stream = socket.connect(server).await?;
-    let mut output = BytesMut::new();
-    let start = begin_frame(&mut output);
-    let hello = ConnectRequest {
-        protocol_version: 0,
-        last_zxid_seen: 0,
-        timeout_ms: 40_000,
-        session_id: 0,
-        password: &[0; PASSWORD_LENGTH],
-        read_only: Some(false),
-    };
-    hello.encode(&mut output);
-    finish_frame(start, &mut output)?;
-    Request::GetData { path: "/watched", watch: true }.encode_frame(1, &mut output)?;
-    stream.write_all(&output).await?;
-    let mut input = BytesMut::new();
-    let mut frames = 0;
-    while frames < 2 {
-        ensure!(stream.read_buf(&mut input).await? > 0, "the server closed the connection");
-        while let Some(frame) = cut_frame(&mut input, 1 << 20)? {
-            frames += 1;
-            ensure!(frames > 1 || ConnectResponse::decode(&frame)?.session_id != 0, "no session");
-        }
-    }
-    Ok(stream)
 }
 
 fn print(figures: &[Figure]) {

@@ -190,10 +190,12 @@ impl Worker {
     pub(super) async fn close(&mut self) -> Step {
         let session = self.client.session();
         self.let_go("closing");
-        if let Err(error) = self.client.close_session().await? {
-            self.client.violation(format!("the end of a session was answered {error:?}"));
+        match self.client.close_session().await {
+            Ok(Ok(())) => self.history().closed(session),
+            Ok(Err(error)) => self.client.violation(format!("the end of a session was answered {error:?}")),
+            // It has ended or not.
+            Err(Disconnected) => {}
         }
-        self.history().closed(session);
         self.client.abandon_session();
         Err(Disconnected)
     }
