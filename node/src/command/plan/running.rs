@@ -103,7 +103,7 @@ mod tests {
             (current.voters["us-east"], current.voters["eu"], current.observers["us-east"]),
             (3, 3, 1)
         );
-        assert_eq!(current.timing["maxSessionTimeout"], 40_000.0);
+        assert_eq!(current.timing["maxSessionTimeout"], 15_000.0);
         assert_eq!(current.timing["regionLease"], 10_000.0);
         let mut members = config.members();
         members.remove(&3);
