@@ -26,8 +26,10 @@ pub struct Client {
     session: AtomicI64,
     /// The session's timeout; before one is open the time for the handshake.
     timeout_ms: AtomicU32,
-    /// When its session was opened or taken up, ms of the monotonic clock.
+    /// When it asked for its session to be opened or taken up, ms of the monotonic clock.
     opened_ms: AtomicU64,
+    /// When it was last heard as far as the leader knows, ms of the monotonic clock.
+    vouched_ms: AtomicU64,
     /// Whether it is served in read-only mode.
     is_read_only: AtomicBool,
     /// When bytes came last, ms of the monotonic clock.
@@ -130,6 +132,7 @@ impl Client {
             session: AtomicI64::new(0),
             timeout_ms: AtomicU32::new(u32::try_from(handshake.as_millis()).unwrap_or(u32::MAX)),
             opened_ms: AtomicU64::new(0),
+            vouched_ms: AtomicU64::new(0),
             is_read_only: AtomicBool::new(false),
             heard_ms: AtomicU64::new(millis(now)),
             statistics: Mutex::default(),
@@ -157,9 +160,19 @@ impl Client {
         Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 
-    /// When its session was opened or taken up: the leader knew of it then.
+    /// When it asked for its session to be opened or taken up: the leader has learnt of it since.
     pub(super) fn opened(&self) -> Duration {
         Duration::from_millis(self.opened_ms.load(Ordering::Relaxed))
+    }
+
+    /// When it was last heard as far as the leader knows.
+    pub(super) fn vouched(&self) -> Duration {
+        Duration::from_millis(self.vouched_ms.load(Ordering::Relaxed))
+    }
+
+    /// The leader has been told that it was heard then.
+    pub(super) fn vouch(&self, heard: Duration) {
+        self.vouched_ms.fetch_max(millis(heard), Ordering::Relaxed);
     }
 
     /// Requests taken and answers given.
@@ -211,8 +224,8 @@ impl Client {
     }
 
     /// Its session was opened or taken up.
-    pub(super) fn open(&self, session: i64, timeout_ms: u32, now: Duration) {
-        self.opened_ms.store(millis(now), Ordering::Relaxed);
+    pub(super) fn open(&self, session: i64, timeout_ms: u32, asked: Duration) {
+        self.opened_ms.store(millis(asked), Ordering::Relaxed);
         self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
         self.session.store(session, Ordering::Relaxed);
     }

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use super::authentication::{SaslStep, Verdict};
 use super::client::{Client, Established, Last};
 use super::hub::{Hub, Waiting, event_frame, session_id};
-use super::liveness::CONTACT_SHARE;
+use super::liveness::{CONTACT_SHARE, is_in_doubt};
 use super::local_sessions::LocalSessions;
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
@@ -192,6 +192,8 @@ enum Step {
     Held,
 }
 
+/// How often it is looked again whether a client may be sent what it waits for.
+const DOUBT_PAUSE: Duration = Duration::from_millis(50);
 /// Room for the input of an idle connection: most are idle, and there may be very many.
 const IDLE_BYTES: usize = 2 << 10;
 
@@ -299,6 +301,13 @@ impl Connection {
         self.client.take_events(settled, |frame| self.output.extend_from_slice(&frame));
         if self.output.is_empty() {
             return Ok(());
+        }
+        while is_in_doubt(&self.service, &self.client) {
+            tokio::select! {
+                biased;
+                () = self.client.closing() => return Err(End::Server),
+                () = tokio::time::sleep(DOUBT_PAUSE) => {}
+            }
         }
         if hub.lease().is_past(|| hub.now())
             && hub.view().state.owns_ephemerals_elsewhere(self.client.session())
@@ -493,9 +502,10 @@ impl Connection {
     ) -> Result<(), End> {
         let service = self.service.clone();
         let client = self.client.clone();
+        let since = self.now;
         let submitted = service.region.submit(|caller| {
             let command = build(caller)?;
-            service.hub.wait(caller.sequence, Waiting { client: client.clone(), opens });
+            service.hub.wait(caller.sequence, Waiting { client: client.clone(), opens, since });
             Ok::<_, codec::CodecError>(Bytes::from(command))
         });
         let sequence = tokio::select! {

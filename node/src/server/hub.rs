@@ -42,6 +42,8 @@ pub struct Hub {
     settled: AtomicI64,
     /// When the leader, with a majority behind it, was last known to have this server's report.
     contact_ms: AtomicU64,
+    /// When a leader last gave every session its whole timeout.
+    renewed_ms: AtomicU64,
     leadership: OnceLock<watch::Receiver<Leadership>>,
     lease: Arc<LeaseGate>,
     mesh_report: Mutex<Option<String>>,
@@ -68,6 +70,7 @@ pub(super) struct Waiting {
     pub(super) client: Arc<Client>,
     /// The session that the write opens or takes up.
     pub(super) opens: Option<i64>,
+    pub(super) since: Duration,
 }
 
 /// What a server tells the leader: the sessions that it has heard of since the last report.
@@ -81,6 +84,8 @@ pub(super) struct Report {
 pub(super) struct ReportAnswer {
     /// How long ago a majority was last known to follow the leader.
     pub(super) quorum_age_ms: u64,
+    /// How long ago the leader gave every session its whole timeout.
+    pub(super) renewed_age_ms: u64,
     /// The region's lease, if it needs one.
     pub(super) lease: Option<LeaseReport>,
     /// What the leader knows of the mesh: see [`Hub::set_mesh_report`].
@@ -130,6 +135,7 @@ impl Hub {
             expiry: Mutex::new(Expiry::new(expiry_interval)),
             settled: AtomicI64::new(0),
             contact_ms,
+            renewed_ms: AtomicU64::new(0),
             leadership: OnceLock::new(),
             lease: Arc::default(),
             mesh_report: Mutex::default(),
@@ -289,8 +295,20 @@ impl Hub {
         sessions.iter().for_each(|session| expiry.touch(*session, now));
     }
 
+    /// Gives every session its whole timeout.
     pub(super) fn renew_all(&self) {
-        self.expiry.lock().renew_all(self.now());
+        let now = self.now();
+        self.expiry.lock().renew_all(now);
+        self.renewed_at(now);
+    }
+
+    /// When a leader last gave every session its whole timeout.
+    pub(super) fn renewed(&self) -> Duration {
+        Duration::from_millis(self.renewed_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn renewed_at(&self, at: Duration) {
+        self.renewed_ms.fetch_max(millis(at), Ordering::Relaxed);
     }
 
     /// The sessions whose time is over, with their owners.
@@ -315,6 +333,13 @@ impl Hub {
     fn fire(&self, view: &Arc<View>, effects: &Effects, woken: &mut Vec<Arc<Client>>) {
         let mut watching = self.watching.lock();
         let Watching { table, recent } = &mut *watching;
+        if effects.has_skipped {
+            // Who watches for every change learns by the end of the connection that it may have missed some.
+            for client in table.lasting() {
+                tracing::info!(peer = %client.peer, "closed: the region took up a snapshot, changes were skipped");
+                client.close();
+            }
+        }
         for event in &effects.events {
             if view.state.orderer_of(&event.path).is_some() {
                 recent.note(event.kind, &event.path, event.zxid);
@@ -335,12 +360,12 @@ impl Hub {
         }
         let mut waiting = self.waiting.lock();
         for answer in effects.answers.drain(..) {
-            let Some(Waiting { client, opens }) = waiting.remove(&answer.sequence) else { continue };
+            let Some(Waiting { client, opens, since }) = waiting.remove(&answer.sequence) else { continue };
             if let Some(session) = opens
                 && let Reply::Session(timeout_ms) = answer.outcome.reply
                 && answer.outcome.error == ErrorCode::Ok
             {
-                client.open(session, timeout_ms, self.now());
+                client.open(session, timeout_ms, since);
                 if let Some(before) = self.sessions.lock().insert(session, client.clone()) {
                     before.close();
                 }
@@ -419,6 +444,7 @@ impl Sink for Hub {
         let now = self.now();
         let answer = ReportAnswer {
             quorum_age_ms: millis(now.saturating_sub(self.contact())),
+            renewed_age_ms: millis(now.saturating_sub(self.renewed())),
             // In this order: what ended before the lease was granted is applied by then.
             lease: self.lease.deadline().map(|deadline| LeaseReport {
                 left_ms: millis(deadline.saturating_sub(now)),

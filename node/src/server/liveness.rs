@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use meridian_bridge::lease::BELIEF_SHARE;
 use meridian_seam::clock::millis;
 use meridian_seam::{codec, limits};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use super::Client;
 use super::connection::Service;
-use super::hub::{LeaseReport, Report, ReportAnswer};
+use super::hub::{Hub, LeaseReport, Report, ReportAnswer};
 use crate::txn::Command;
 
 /// Closes connections that have been silent for their session's timeout, and those whose session the
@@ -24,11 +26,10 @@ pub(super) async fn sweep(service: Arc<Service>) {
         ticks.tick().await;
         let now = hub.now();
         let (cut_off, read_only) = (service.is_cut_off(), service.is_read_only());
+        let out_of_touch = is_out_of_touch(&service, now);
         service.local_sessions.expire(now);
         for client in hub.clients() {
             let timeout = client.timeout();
-            // A session taken up after a while without contact is not to end with the next look.
-            let contact_age = now.saturating_sub(hub.contact().max(client.opened()));
             if now.saturating_sub(client.heard()) > timeout {
                 tracing::debug!(peer = %client.peer, "closed: silent for its timeout");
                 client.close();
@@ -38,7 +39,11 @@ pub(super) async fn sweep(service: Arc<Service>) {
             } else if client.session() != 0 && client.is_read_only() != read_only {
                 tracing::debug!(peer = %client.peer, read_only, "closed: read-only mode begins or ends");
                 client.close();
-            } else if client.session() != 0 && !read_only && contact_age > timeout.mul_f64(CONTACT_SHARE) {
+            } else if client.session() != 0
+                && !read_only
+                && out_of_touch
+                && now.saturating_sub(known_to_leader(hub, &client)) > timeout.mul_f64(CONTACT_SHARE)
+            {
                 tracing::debug!(peer = %client.peer, "closed: no contact with a leader and its majority");
                 client.close();
             }
@@ -73,10 +78,36 @@ fn set_policy(service: &Service) {
     });
 }
 
-/// The leader ends a session at the earliest its whole timeout after it last heard of it through this
-/// server. By this share of the timeout without contact the connection is closed, so that no client
-/// believes in a session that is over.
+/// The leader ends a session at the earliest its whole timeout after it last heard of it. By this share of the
+/// timeout after the last time that it is sure to have, and out of touch with it, the connection is closed, so that no
+/// client believes in a session that is over.
 pub(super) const CONTACT_SHARE: f64 = 0.75;
+
+/// What a client is sent keeps it believing for [`BELIEF_SHARE`] of the timeout more. By the rest of it after the leader
+/// has last heard of the session, and out of touch with the leader, its connection is silent if it owns ephemerals:
+/// even if this server should fall silent for good, its client does not believe longer than the leader waits.
+const ANSWER_SHARE: f64 = 1.0 - BELIEF_SHARE;
+
+/// Whether a client must not be sent anything for now, since its session may be over before it gives this server up.
+pub(super) fn is_in_doubt(service: &Service, client: &Client) -> bool {
+    let hub = &service.hub;
+    let now = hub.now();
+    is_out_of_touch(service, now)
+        && !client.is_read_only()
+        && now.saturating_sub(known_to_leader(hub, client)) > client.timeout().mul_f64(ANSWER_SHARE)
+        && hub.view().state.tree.ephemerals_of(client.session()).next().is_some()
+}
+
+/// Whether more than one report to the leader in a row has failed.
+fn is_out_of_touch(service: &Service, now: Duration) -> bool {
+    now.saturating_sub(service.hub.contact()) > service.options.report_interval() * 2
+}
+
+/// The time from which on the leader, whoever it is by now, gives a client's session its whole timeout at least.
+fn known_to_leader(hub: &Hub, client: &Client) -> Duration {
+    // What a leader was told that no majority followed any more, the next one does not know.
+    hub.contact().min(client.vouched().max(hub.renewed())).max(client.opened())
+}
 
 fn expire(service: &Service) {
     let expired = service.hub.expired();
@@ -107,17 +138,25 @@ pub(super) async fn report(service: Arc<Service>) {
     loop {
         ticks.tick().await;
         let sent = hub.now();
-        let heard_since = |client: &super::Client| client.session() != 0 && client.heard() >= reported;
-        let sessions: Vec<i64> =
-            hub.clients().iter().filter(|c| heard_since(c)).map(|c| c.session()).collect();
+        let heard: Vec<(Arc<Client>, Duration)> = hub
+            .clients()
+            .into_iter()
+            .map(|client| (client.clone(), client.heard()))
+            .filter(|(client, heard)| client.session() != 0 && *heard >= reported)
+            .collect();
+        let sessions: Vec<i64> = heard.iter().map(|(client, _)| client.session()).collect();
+        let vouch = || heard.iter().for_each(|(client, heard)| client.vouch(*heard));
         if leadership.borrow().is_me {
             hub.touch(&sessions);
+            vouch();
             reported = whole_ms(sent);
             continue;
         }
         match send_report(&service, sessions).await {
             Ok(answer) => {
                 reported = whole_ms(sent);
+                vouch();
+                hub.renewed_at(sent.saturating_sub(Duration::from_millis(answer.renewed_age_ms)));
                 hub.in_contact(sent.saturating_sub(Duration::from_millis(answer.quorum_age_ms)));
                 match answer.lease {
                     None => hub.lease().set(None),

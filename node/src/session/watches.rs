@@ -73,6 +73,20 @@ impl<H> WatchTable<H> {
         self.watchers.values().map(|w| &w.handle)
     }
 
+    /// The handles of the connections that have watches which stay.
+    pub fn lasting(&self) -> impl Iterator<Item = &H> {
+        let stays = |connection: &u64, path: &Arc<str>| {
+            self.paths
+                .get(path)
+                .and_then(|watching| watching.get(connection))
+                .is_some_and(|bits| bits & !ONCE != 0)
+        };
+        self.watchers
+            .iter()
+            .filter(move |(connection, watcher)| watcher.paths.iter().any(|path| stays(connection, path)))
+            .map(|(_, watcher)| &watcher.handle)
+    }
+
     /// Leaves a watch. Nothing happens if the connection is not (or no longer) known, or if it has such a
     /// watch.
     pub fn add(&mut self, connection: u64, path: &str, watch: Watch) {
@@ -332,6 +346,16 @@ mod tests {
         assert!(told(&mut t, NodeDataChanged, "/a").is_empty());
         assert!(t.is_empty());
         assert_eq!(t.paths_watched_by(1), 0);
+    }
+
+    #[test]
+    fn whose_watches_stay_is_known() {
+        let mut t =
+            table(&[(1, "/a", Watch::Data), (2, "/a", Watch::Persistent), (3, "/b", Watch::Recursive)]);
+        let lasting = |t: &WatchTable<u64>| t.lasting().copied().collect::<std::collections::BTreeSet<u64>>();
+        assert_eq!(lasting(&t), [2, 3].into());
+        t.remove(3, "/b", &[Watch::Recursive]);
+        assert_eq!(lasting(&t), [2].into());
     }
 
     #[test]

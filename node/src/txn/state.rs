@@ -112,6 +112,8 @@ pub struct Me {
 pub struct Effects {
     /// Changes that watches may wait for, in order.
     pub events: Vec<Event>,
+    /// Whether one of them may stand for several changes of the same znode.
+    pub has_skipped: bool,
     /// Answers to this server's own requests, in the order of the log.
     pub answers: Vec<Answer>,
     /// Sessions that ended.
@@ -823,6 +825,7 @@ impl Apply<'_, '_> {
         for event in &mut self.effects.events[first..] {
             event.zxid = self.state.zxid;
         }
+        self.effects.has_skipped |= self.effects.events.len() > first;
         let (region, lease_epoch) = (self.state.region, self.lease_epoch(orderer));
         let is_new_lease = snapshot.order.lease_epoch(region) != lease_epoch;
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
