@@ -200,6 +200,7 @@ pub(super) enum Kind {
     LoseRegion,
     Unheard,
     Blackout,
+    Silence,
     RemoveMember,
 }
 
@@ -281,6 +282,7 @@ impl Plan<'_> {
             3..6 if self.layout.regions > 1 => self.draw(Kind::Unheard, middle_ms),
             6..9 if self.layout.voters > 2 => self.draw(Kind::RemoveMember, middle_ms),
             9..12 if self.layout.regions > 1 => self.draw(Kind::Blackout, middle_ms),
+            12..15 => self.draw(Kind::Silence, middle_ms),
             _ => {}
         }
     }
@@ -413,6 +415,7 @@ impl Plan<'_> {
             }
             Kind::Unheard => self.unheard(server, at_ms),
             Kind::Blackout => self.black_out(server, at_ms),
+            Kind::Silence => self.silence(server, at_ms),
         }
     }
 
@@ -519,14 +522,22 @@ impl Plan<'_> {
         }
     }
 
+    /// Nothing gets through between the two for a time.
+    fn cut_off(&mut self, own: &[usize], others: &[usize], at_ms: u64, until_ms: u64) {
+        for (at_ms, cut) in [(at_ms, true), (until_ms, false)] {
+            for (from, to) in [(own, others), (others, own)] {
+                self.put(at_ms, Fault::Cut { from: from.to_vec(), to: to.to_vec(), cut });
+            }
+        }
+    }
+
     /// A region is cut off for longer than a lease, and its disks are slow: what it must write down about that takes
     /// its time.
     fn trouble_region(&mut self, server: usize, at_ms: u64) {
         let (own, others) = self.region_and_others(server);
         let until_ms = at_ms + self.random.random_range(12_000..25_000);
+        self.cut_off(&own, &others, at_ms, until_ms);
         for (at_ms, cut) in [(at_ms, true), (until_ms, false)] {
-            self.put(at_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut });
-            self.put(at_ms, Fault::Cut { from: others.clone(), to: own.clone(), cut });
             for server in own.clone() {
                 let sync_ms = if cut { self.random.random_range(2_000..6_000) } else { HEALTHY_SYNC_MS };
                 self.put(at_ms, Fault::Disk { server, sync_ms });
@@ -553,13 +564,19 @@ impl Plan<'_> {
         let (own, others) = self.region_and_others(server);
         let off_ms = at_ms + self.random.random_range(3_000..6_000);
         let restart_after_ms = self.random.random_range(10_000..20_000);
-        for (at_ms, cut) in [(at_ms, true), (off_ms + restart_after_ms, false)] {
-            self.put(at_ms, Fault::Cut { from: own.clone(), to: others.clone(), cut });
-            self.put(at_ms, Fault::Cut { from: others.clone(), to: own.clone(), cut });
-        }
+        self.cut_off(&own, &others, at_ms, off_ms + restart_after_ms);
         for server in own {
             self.put(off_ms, Fault::Crash { server, power: true, restart_after_ms });
         }
+    }
+
+    /// A server is cut off, and loses its power about when it notices: it tells its clients nothing of either.
+    fn silence(&mut self, server: usize, at_ms: u64) {
+        let others: Vec<usize> = (0..self.layout.servers()).filter(|other| *other != server).collect();
+        let off_ms = at_ms + self.random.random_range(200..1_200);
+        let restart_after_ms = self.random.random_range(8_000..16_000);
+        self.cut_off(&[server], &others, at_ms, off_ms + restart_after_ms);
+        self.put(off_ms, Fault::Crash { server, power: true, restart_after_ms });
     }
 
     fn delay(&mut self, server: usize, at_ms: u64, until_ms: u64) {

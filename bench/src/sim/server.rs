@@ -123,6 +123,8 @@ impl Layout {
                     ..LogOptions::default()
                 },
                 log_bounds: LogBounds { bytes_per_snapshot: 64 << 10, bytes_kept: 16 << 10 },
+                // Members that lag are sent what is read from the disk.
+                log_bytes_in_memory: 8 << 10,
                 entries_per_snapshot: 300,
             },
             tls: None,

@@ -70,6 +70,7 @@ pub(super) struct Waiting {
     pub(super) client: Arc<Client>,
     /// The session that the write opens or takes up.
     pub(super) opens: Option<i64>,
+    /// When it was asked for.
     pub(super) since: Duration,
 }
 
@@ -114,12 +115,7 @@ impl Hub {
         self.mesh_report.lock().clone()
     }
 
-    pub(super) fn new(
-        region: RegionId,
-        server: u8,
-        clock: Arc<dyn Clock>,
-        expiry_interval: Duration,
-    ) -> Self {
+    pub(super) fn new(region: RegionId, server: u8, clock: Arc<dyn Clock>, expiry: Expiry) -> Self {
         let view = View { state: State::new(region), position: Default::default() };
         let contact_ms = AtomicU64::new(millis(clock.monotonic()));
         Self {
@@ -132,7 +128,7 @@ impl Hub {
             }),
             waiting: Mutex::default(),
             sessions: Mutex::default(),
-            expiry: Mutex::new(Expiry::new(expiry_interval)),
+            expiry: Mutex::new(expiry),
             settled: AtomicI64::new(0),
             contact_ms,
             renewed_ms: AtomicU64::new(0),
@@ -307,6 +303,7 @@ impl Hub {
         Duration::from_millis(self.renewed_ms.load(Ordering::Relaxed))
     }
 
+    /// A leader has given every session its whole timeout then.
     pub(super) fn renewed_at(&self, at: Duration) {
         self.renewed_ms.fetch_max(millis(at), Ordering::Relaxed);
     }

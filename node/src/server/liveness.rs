@@ -10,9 +10,10 @@ use meridian_seam::{codec, limits};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::Client;
 use super::connection::Service;
 use super::hub::{Hub, LeaseReport, Report, ReportAnswer};
+use super::{Client, ServerOptions};
+use crate::session::Expiry;
 use crate::txn::Command;
 
 /// Closes connections that have been silent for their session's timeout, and those whose session the
@@ -85,7 +86,8 @@ pub(super) const CONTACT_SHARE: f64 = 0.75;
 
 /// What a client is sent keeps it believing for [`BELIEF_SHARE`] of the timeout more. By the rest of it after the leader
 /// has last heard of the session, and out of touch with the leader, its connection is silent if it owns ephemerals:
-/// even if this server should fall silent for good, its client does not believe longer than the leader waits.
+/// even if this server should fall silent for good, its client does not believe longer than the leader waits. Until it
+/// counts as out of touch it answers all the same, for which the leader waits longer: [`answers_unheard_for`].
 const ANSWER_SHARE: f64 = 1.0 - BELIEF_SHARE;
 
 /// Whether a client must not be sent anything for now, since its session may be over before it gives this server up.
@@ -98,9 +100,21 @@ pub(super) fn is_in_doubt(service: &Service, client: &Client) -> bool {
         && hub.view().state.tree.ephemerals_of(client.session()).next().is_some()
 }
 
-/// Whether more than one report to the leader in a row has failed.
+/// Whether more than one report to the leader in a row has failed. [`Service::is_cut_off`] waits for an election, too.
 fn is_out_of_touch(service: &Service, now: Duration) -> bool {
-    now.saturating_sub(service.hub.contact()) > service.options.report_interval() * 2
+    now.saturating_sub(service.hub.contact()) > answers_unheard_for(&service.options)
+}
+
+/// For how long a server answers all its clients after its last contact with the leader. A client that pings after a
+/// third of its timeout, as ZooKeeper's do, believes in its session for so much longer at most than its timeout after
+/// the leader has heard of it: the leader adds this to every timeout.
+fn answers_unheard_for(options: &ServerOptions) -> Duration {
+    options.report_interval() * 2
+}
+
+/// Where the leader notes when it has heard of which session.
+pub(super) fn expiry(options: &ServerOptions) -> Expiry {
+    Expiry::new(options.report_interval(), answers_unheard_for(options))
 }
 
 /// The time from which on the leader, whoever it is by now, gives a client's session its whole timeout at least.

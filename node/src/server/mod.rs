@@ -58,6 +58,11 @@ use local_sessions::LocalSessions;
 use throttle::Throttle;
 use tls::Tls;
 
+/// The shortest session timeout in ticks, unless configured: as in ZooKeeper.
+pub const SESSION_TICKS_MIN: u32 = 2;
+/// The longest session timeout in ticks, unless configured: as in ZooKeeper.
+pub const SESSION_TICKS_MAX: u32 = 20;
+
 /// What a region server is started with.
 #[derive(Clone)]
 pub struct ServerOptions {
@@ -169,8 +174,8 @@ impl ServerOptions {
     /// The shortest and the longest session timeout in ms.
     pub fn session_timeout_bounds_ms(&self) -> (u32, u32) {
         let ms = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1);
-        let min = ms(self.session_timeout_min.unwrap_or(self.tick * 2));
-        (min, ms(self.session_timeout_max.unwrap_or(self.tick * 20)).max(min))
+        let min = ms(self.session_timeout_min.unwrap_or(self.tick * SESSION_TICKS_MIN));
+        (min, ms(self.session_timeout_max.unwrap_or(self.tick * SESSION_TICKS_MAX)).max(min))
     }
 
     /// How often servers report to the leader whom they have heard of.
@@ -209,7 +214,7 @@ impl Server {
             options.region.region,
             server,
             environment.clock.clone(),
-            options.report_interval(),
+            liveness::expiry(&options),
         ));
         let ports = open_ports(&environment, &options).await?;
         let [(_, client_address, _), ..] = ports[..] else {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use meridian_seam::mutant::{self, Mutant};
 
 /// Sessions in buckets of time, as in ZooKeeper's ExpiryQueue: a session expires at the first multiple
-/// of the interval after its timeout, so that hearing of one mostly changes nothing.
+/// of the interval after its timeout and an allowance, so that hearing of one mostly changes nothing.
 ///
 /// Times are those of one monotonic clock. Whoever owns this asks [`Expiry::expired`] at least once an
 /// interval. When that did not happen (a paused process, an overloaded machine), reports of living
@@ -15,6 +15,7 @@ use meridian_seam::mutant::{self, Mutant};
 #[derive(Debug)]
 pub struct Expiry {
     interval: Duration,
+    allowance: Duration,
     sessions: HashMap<i64, Tracked>,
     buckets: BTreeMap<Duration, BTreeSet<i64>>,
     asked_last: Option<Duration>,
@@ -29,10 +30,12 @@ struct Tracked {
 }
 
 impl Expiry {
-    /// Tracks no session yet. `interval` is the width of a bucket (at least 1 ms).
-    pub fn new(interval: Duration) -> Self {
+    /// Tracks no session yet. `interval` is the width of a bucket (at least 1 ms); `allowance` is for how long a
+    /// server may go on answering its clients after it was last heard of, and with that their belief in their sessions.
+    pub fn new(interval: Duration, allowance: Duration) -> Self {
         Self {
             interval: interval.max(Duration::from_millis(1)),
+            allowance,
             sessions: HashMap::new(),
             buckets: BTreeMap::new(),
             asked_last: None,
@@ -43,7 +46,7 @@ impl Expiry {
     /// Tracks a session from now on, with this timeout.
     pub fn open(&mut self, session: i64, timeout: Duration, now: Duration) {
         self.close(session);
-        let bucket = self.bucket_after(now + timeout);
+        let bucket = self.bucket_after(now + timeout + self.allowance);
         self.sessions.insert(session, Tracked { timeout, bucket });
         self.buckets.entry(bucket).or_default().insert(session);
     }
@@ -67,7 +70,7 @@ impl Expiry {
     /// A session has been heard of; unknown ones are ignored. Its time is never shortened.
     pub fn touch(&mut self, session: i64, now: Duration) {
         let Some(timeout) = self.sessions.get(&session).map(|s| s.timeout) else { return };
-        self.move_to(session, self.bucket_after(now + timeout));
+        self.move_to(session, self.bucket_after(now + timeout + self.allowance));
     }
 
     /// Gives every session its whole timeout from now on: a new leader does not know when they were
@@ -160,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_session_lives_for_its_timeout_after_it_was_heard_of() {
-        let mut expiry = Expiry::new(seconds(1.0));
+        let mut expiry = Expiry::new(seconds(1.0), Duration::ZERO);
         expiry.open(1, seconds(4.0), seconds(0.0));
         expiry.open(2, seconds(4.0), seconds(0.0));
         assert_eq!(run(&mut expiry, 0, 3), []);
@@ -172,8 +175,19 @@ mod tests {
     }
 
     #[test]
+    fn the_allowance_comes_on_top_of_every_timeout() {
+        let mut expiry = Expiry::new(seconds(1.0), seconds(2.0));
+        expiry.open(1, seconds(4.0), seconds(0.0));
+        expiry.open(2, seconds(4.0), seconds(0.0));
+        expiry.touch(2, seconds(3.5));
+        assert_eq!(run(&mut expiry, 0, 7), [(7, vec![1])]);
+        expiry.close(1);
+        assert_eq!(run(&mut expiry, 8, 10), [(10, vec![2])]);
+    }
+
+    #[test]
     fn the_expired_come_again_until_they_are_closed_or_heard_of() {
-        let mut expiry = Expiry::new(seconds(1.0));
+        let mut expiry = Expiry::new(seconds(1.0), Duration::ZERO);
         expiry.open(1, seconds(1.0), seconds(0.0));
         assert_eq!(run(&mut expiry, 1, 4), [(2, vec![1]), (3, vec![1]), (4, vec![1])]);
         expiry.touch(1, seconds(4.0));
@@ -185,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_pause_of_the_process_expires_nobody_at_once() {
-        let mut expiry = Expiry::new(seconds(1.0));
+        let mut expiry = Expiry::new(seconds(1.0), Duration::ZERO);
         expiry.open(1, seconds(4.0), seconds(0.0));
         expiry.open(2, seconds(4.0), seconds(0.0));
         assert_eq!(run(&mut expiry, 0, 2), []);
@@ -198,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_new_leader_starts_all_over() {
-        let mut expiry = Expiry::new(seconds(1.0));
+        let mut expiry = Expiry::new(seconds(1.0), Duration::ZERO);
         expiry.replace([(1, seconds(2.0)), (2, seconds(6.0))], seconds(0.0));
         assert_eq!(run(&mut expiry, 0, 1), []);
         expiry.renew_all(seconds(1.9));
@@ -209,7 +223,7 @@ mod tests {
 
     #[test]
     fn time_as_a_follower_is_no_pause() {
-        let mut expiry = Expiry::new(seconds(1.0));
+        let mut expiry = Expiry::new(seconds(1.0), Duration::ZERO);
         expiry.open(1, seconds(2.0), seconds(0.0));
         assert_eq!(run(&mut expiry, 0, 1), []);
         expiry.renew_all(seconds(1_000.0));
@@ -218,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_touch_never_shortens() {
-        let mut expiry = Expiry::new(seconds(1.0));
+        let mut expiry = Expiry::new(seconds(1.0), Duration::ZERO);
         expiry.open(1, seconds(4.0), seconds(2.0));
         expiry.touch(1, seconds(0.0));
         assert_eq!(run(&mut expiry, 0, 7), [(7, vec![1])]);
