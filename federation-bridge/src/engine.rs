@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,9 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::{RaftLogReader, RaftStateMachine};
-use openraft::type_config::alias::{CommittedLeaderIdOf, EntryOf, LogIdOf, SnapshotOf, VoteOf};
+use openraft::type_config::alias::{
+    CommittedLeaderIdOf, EntryOf, EntryPayloadOf, LogIdOf, SnapshotOf, VoteOf,
+};
 use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -210,8 +212,8 @@ impl StoredEntry {
     }
 }
 
-/// The part of a log that is kept in memory for reading, with the positions that go with it. What makes it
-/// durable is elsewhere.
+/// A log as the engine reads it, with the positions that go with it: the newest entries whole, of older ones perhaps
+/// only where they stand. What makes entries durable, and where the older ones are read, is elsewhere.
 #[derive(Debug, Default)]
 pub struct LogMemory {
     /// The vote saved last.
@@ -221,23 +223,28 @@ pub struct LogMemory {
     /// The entry up to which the log is purged.
     pub purged: Option<LogId>,
     entries: VecDeque<Kept>,
+    /// How many entries, the oldest, are kept without their payloads.
+    forgotten: usize,
+    /// About the bytes of all entries, counted as [`Kept::start`] is.
+    end: usize,
 }
 
 #[derive(Debug)]
 struct Kept {
     /// About the bytes of all entries before it, counted from some entry that may be purged.
     start: usize,
-    entry: Entry,
+    id: LogId,
+    /// `None` once it has been forgotten.
+    payload: Option<Box<EntryPayloadOf<TypeConfig>>>,
 }
 
-impl Kept {
-    fn index(&self) -> u64 {
-        self.entry.log_id.index()
-    }
-
-    fn end(&self) -> usize {
-        self.start + weight(&self.entry)
-    }
+/// The entries of a range of indices, as far as they are in memory.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Indices of entries before the others whose payloads are forgotten.
+    pub forgotten: Option<RangeInclusive<u64>>,
+    /// The others.
+    pub entries: Vec<Entry>,
 }
 
 impl LogMemory {
@@ -248,63 +255,94 @@ impl LogMemory {
 
     /// About the bytes that the entries behind this one take.
     pub fn bytes_behind(&self, index: Option<u64>) -> usize {
-        let covered = self.entries.partition_point(|kept| Some(kept.index()) <= index);
-        self.entries.get(covered).map_or(0, |first| self.end() - first.start)
+        let covered = self.entries.partition_point(|kept| Some(kept.id.index()) <= index);
+        self.end - self.start_of(covered)
     }
 
     /// The last entry, or the one up to which the log is purged.
     pub fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|kept| kept.entry.log_id).or(self.purged)
+        self.entries.back().map(|kept| kept.id).or(self.purged)
     }
 
     /// Appends the entry that follows the last one.
     pub fn push(&mut self, entry: Entry) {
-        self.entries.push_back(Kept { start: self.end(), entry });
+        let bytes = weight(&entry);
+        self.entries.push_back(Kept {
+            start: self.end,
+            id: entry.log_id,
+            payload: Some(Box::new(entry.payload)),
+        });
+        self.end += bytes;
     }
 
     /// Removes the entries from this index on.
     pub fn truncate_from(&mut self, index: u64) {
-        self.entries.truncate(self.entries.partition_point(|kept| kept.index() < index));
+        let left = self.entries.partition_point(|kept| kept.id.index() < index);
+        self.end = self.start_of(left);
+        self.entries.truncate(left);
+        self.forgotten = self.forgotten.min(left);
     }
 
     /// Removes the entries up to this one.
     pub fn purge(&mut self, id: LogId) {
-        self.entries.drain(..self.entries.partition_point(|kept| kept.index() <= id.index()));
+        let purged = self.entries.partition_point(|kept| kept.id.index() <= id.index());
+        self.entries.drain(..purged);
+        self.forgotten = self.forgotten.saturating_sub(purged);
         self.purged = Some(id);
+    }
+
+    /// Forgets the payloads of entries up to this index, which can be read elsewhere from now on, but for the newest
+    /// ones of about `bytes_kept`.
+    pub fn forget(&mut self, index: u64, bytes_kept: usize) {
+        while let Some(kept) = self.entries.get_mut(self.forgotten)
+            && kept.id.index() <= index
+            && self.end - kept.start > bytes_kept
+        {
+            kept.payload = None;
+            self.forgotten += 1;
+        }
     }
 
     /// The last entry to purge so that about `bytes_kept` of entries stay; none if there are no more.
     pub fn purge_point(&self, bytes_kept: usize) -> Option<u64> {
-        let beyond = self.entries.partition_point(|kept| self.end() - kept.start > bytes_kept);
-        Some(self.entries.get(beyond.checked_sub(1)?)?.index())
-    }
-
-    fn end(&self) -> usize {
-        self.entries.back().map_or(0, Kept::end)
+        let beyond = self.entries.partition_point(|kept| self.end - kept.start > bytes_kept);
+        Some(self.entries.get(beyond.checked_sub(1)?)?.id.index())
     }
 
     /// The entries of a range of indices, at most `bytes_max` of them but at least one if there is one.
-    pub fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Vec<Entry> {
-        let Some(first) = self.entries.front().map(Kept::index) else { return Vec::new() };
+    pub fn range(&self, range: &impl RangeBounds<u64>, bytes_max: usize) -> Found {
+        let Some(first) = self.entries.front().map(|kept| kept.id.index()) else { return Found::default() };
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
             Bound::Excluded(before) => before.saturating_add(1),
             Bound::Unbounded => first,
         };
         let skip = usize::try_from(start.saturating_sub(first)).unwrap_or(usize::MAX);
-        let (mut budget, mut taken) = (bytes_max, Vec::new());
-        for Kept { entry, .. } in self.entries.iter().skip(skip).take_while(|k| range.contains(&k.index())) {
-            if weight(entry) > budget && !taken.is_empty() {
+        let mut found = Found::default();
+        for (place, kept) in self.entries.iter().enumerate().skip(skip) {
+            let index = kept.id.index();
+            let bytes = self.start_of(place + 1) - self.start_of(skip);
+            if !range.contains(&index) || (bytes > bytes_max && place > skip) {
                 break;
             }
-            budget = budget.saturating_sub(weight(entry));
-            taken.push(entry.clone());
+            match &kept.payload {
+                Some(payload) => found.entries.push(Entry { log_id: kept.id, payload: (**payload).clone() }),
+                None => {
+                    let from = found.forgotten.as_ref().map_or(index, |forgotten| *forgotten.start());
+                    found.forgotten = Some(from..=index);
+                }
+            }
         }
-        taken
+        found
+    }
+
+    /// About the bytes of all entries before this one, counted by its place.
+    fn start_of(&self, place: usize) -> usize {
+        self.entries.get(place).map_or(self.end, |kept| kept.start)
     }
 }
 
-/// Reads the entries of a log for the engine and its replication tasks.
+/// Reads the entries of a log that is wholly in memory, for the engine and its replication tasks.
 #[derive(Clone)]
 pub struct LogReader(pub Arc<parking_lot::Mutex<LogMemory>>);
 
@@ -313,11 +351,11 @@ impl RaftLogReader<TypeConfig> for LogReader {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.0.lock().range(&range, usize::MAX))
+        Ok(self.0.lock().range(&range, usize::MAX).entries)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.0.lock().range(&(start..end), limits::BATCH_BYTES_MAX))
+        Ok(self.0.lock().range(&(start..end), limits::BATCH_BYTES_MAX).entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -335,8 +373,7 @@ fn weight(entry: &Entry) -> usize {
 /// How long a log may grow.
 #[derive(Clone, Copy, Debug)]
 pub struct LogBounds {
-    /// Bytes of new entries after which a snapshot is taken: bounds the time of a restart, and the memory that
-    /// entries take. A quarter of what the snapshot holds if that is more, up to eight times as much: so that what
+    /// Bytes of new entries after which a snapshot is taken: bounds the time of a restart. A quarter of what the snapshot holds if that is more, up to eight times as much: so that what
     /// is written for snapshots stays in proportion to what is written for entries.
     pub bytes_per_snapshot: usize,
     /// Bytes of entries kept behind a snapshot for members that lag a little.
@@ -813,6 +850,7 @@ mod tests {
                         model.retain(|(i, _)| *i < index);
                         next = index;
                     }
+                    2 => memory.forget(index, kept),
                     _ => {
                         memory.push(entry(next, bytes));
                         model.push_back((next, weight(&entry(next, bytes))));
@@ -822,9 +860,34 @@ mod tests {
                 let behind = |covered| model.iter().filter(|(i, _)| *i > covered).map(|(_, bytes)| *bytes).sum::<usize>();
                 prop_assert_eq!(memory.bytes_behind(Some(index)), behind(index));
                 prop_assert_eq!(memory.bytes_behind(None), behind(0));
+                let found = memory.range(&(first..next), usize::MAX);
+                let forgotten = found.forgotten.map_or(0, |indices| indices.count());
+                prop_assert_eq!(forgotten + found.entries.len(), model.len());
+                prop_assert!(found.entries.iter().zip(model.iter().skip(forgotten)).all(|(e, (i, _))| e.log_id.index() == *i));
                 let point = model.iter().rev().find(|(i, bytes)| behind(*i) + bytes > kept).map(|(i, _)| *i);
                 prop_assert_eq!(memory.purge_point(kept), point);
             }
+        }
+
+        /// Those forgotten come first, within the same bound of bytes, which only a first entry may exceed.
+        #[test]
+        fn a_range_is_bounded_whether_or_not_it_is_in_memory(
+            sizes in proptest::collection::vec(0usize..500, 1..40), forgotten in 0u64..40, from in 1u64..40, max in 0usize..4_000,
+        ) {
+            let mut memory = LogMemory::default();
+            for (index, bytes) in (1..).zip(&sizes) {
+                memory.push(entry(index, *bytes));
+            }
+            let whole = memory.range(&(from..), max);
+            prop_assert!(whole.forgotten.is_none());
+            let bytes: usize = whole.entries.iter().map(weight).sum();
+            prop_assert!(bytes <= max || whole.entries.len() == 1);
+            prop_assert_eq!(whole.entries.is_empty(), from > sizes.len() as u64);
+            memory.forget(forgotten, 0);
+            let part = memory.range(&(from..), max);
+            let indices = part.forgotten.into_iter().flatten().chain(part.entries.iter().map(|e| e.log_id.index()));
+            prop_assert_eq!(indices.collect::<Vec<_>>(), whole.entries.iter().map(|e| e.log_id.index()).collect::<Vec<_>>());
+            prop_assert!(part.entries.iter().all(|entry| entry.log_id.index() > forgotten));
         }
 
         #[test]

@@ -7,7 +7,7 @@ pub enum LogError {
     /// Records that were synced can't be read any more.
     #[error(
         "log file {} is damaged at byte {offset}: {reason}. Writes this server has acknowledged may be gone, so it \
-         does not start. Restore it from the other members of its ensemble: stop it, remove it from the ensemble, \
+         does not run. Restore it from the other members of its ensemble: stop it, remove it from the ensemble, \
          move its data directory away, and add it again with an empty one; one server at a time, and only while a \
          majority of the others is healthy",
         file.display()

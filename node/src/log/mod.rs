@@ -1,7 +1,8 @@
-//! The durable half of a consensus log: a segmented write-ahead log that is written, synced and recovered here
-//! while the entries to read are kept in memory elsewhere.
+//! The durable half of a consensus log: a segmented write-ahead log that is written, synced and recovered here, while
+//! the newest entries are kept in memory elsewhere.
 //!
-//! [`Log`] is the synchronous core; [`LogHandle`] puts it behind a queue with group commit.
+//! [`Log`] is the synchronous core; [`LogHandle`] puts it behind a queue with group commit; a [`LogReader`] reads older
+//! entries back.
 //!
 //! # Files
 //! A log is a directory of segments, `0000000000000001.log` and so on without gaps. A segment is allocated with
@@ -20,6 +21,7 @@
 
 mod error;
 mod handle;
+mod reader;
 mod record;
 mod recovery;
 mod segment;
@@ -37,12 +39,15 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use meridian_seam::disk::{Disk, DiskFile, DiskLock};
 use meridian_seam::mutant::{self, Mutant};
+use parking_lot::Mutex;
 
 pub use error::LogError;
 pub use handle::{Done, LogHandle, Rejected, RejectedReason};
+pub use reader::LogReader;
 pub use record::{PAYLOAD_BYTES_MAX, Record};
 pub use recovery::Recovered;
 
+use reader::{Location, Locations};
 use record::Place;
 use segment::SegmentHeader;
 use span::Span;
@@ -94,6 +99,7 @@ pub struct Log {
     vote: Option<Bytes>,
     committed: Option<Bytes>,
     purged: Option<(u64, Bytes)>,
+    locations: Arc<Mutex<Locations>>,
     failure: Option<Arc<LogError>>,
     status: Arc<Status>,
     buffer: Vec<u8>,
@@ -220,6 +226,11 @@ impl Log {
         }
     }
 
+    /// Reads entries while this log is open.
+    pub fn reader(&self) -> LogReader {
+        LogReader::new(Arc::clone(&self.disk), self.dir.clone(), Arc::clone(&self.locations))
+    }
+
     /// Whether the disk has more room than the reserve, as of the last check: at each new segment and each
     /// [`Log::check_room`].
     pub fn has_room(&self) -> bool {
@@ -261,10 +272,14 @@ impl Log {
     /// Writes the buffer, which may hold the start of a new segment, and the records behind it.
     fn append(&mut self, records: &[Record]) -> Result<(), Arc<LogError>> {
         let start = self.active.end;
+        let mut locations = self.locations.lock();
         for record in records {
-            let place = self.active.place(start + self.buffer.len() as u64);
-            record.encode(place, &mut self.buffer);
+            let (sequence, before) = (self.active.sequence, self.buffer.len());
+            let offset = start + before as u64;
+            record.encode(self.active.place(offset), &mut self.buffer);
+            locations.apply(record, Location { sequence, offset, len_bytes: self.buffer.len() - before });
         }
+        drop(locations);
         if let Err(error) = self.active.file.write_at(&self.buffer, start) {
             let error = LogError::io("write", &self.active.path, error);
             return Err(self.fail(error));

@@ -154,11 +154,12 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads the header at `offset` of a segment; `None` unless all of it is as it was written there.
-    pub(super) fn decode(segment: &[u8], sequence: u64, offset: usize) -> Option<Header> {
-        let header: &[u8; HEADER_BYTES] = segment.get(offset..)?.first_chunk()?;
+    /// Reads the header that `bytes`, which stand at `offset` of a segment, begin with; `None` unless all of it is as
+    /// it was written there.
+    pub(super) fn decode(bytes: &[u8], sequence: u64, offset: u64) -> Option<Header> {
+        let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         // A cheap look first: most of what is tried here is zeros.
-        if u32_at(header, 12) == 0 || u32_at(header, 0) != header_checksum(header, sequence, offset as u64) {
+        if u32_at(header, 12) == 0 || u32_at(header, 0) != header_checksum(header, sequence, offset) {
             return None;
         }
         let payload_len = usize::try_from(u32_at(header, 4)).ok().filter(|len| *len <= PAYLOAD_BYTES_MAX)?;
@@ -171,18 +172,17 @@ impl Header {
         })
     }
 
-    /// Reads the rest of the record; `None` if it is cut off, damaged or of an unknown kind. Also returns the
-    /// offset of the record that follows.
-    pub(super) fn record(&self, segment: &Bytes, offset: usize) -> Option<(Record, usize)> {
-        let start = offset + HEADER_BYTES;
-        let place = start..start + self.payload_len;
-        if crc32c::crc32c(segment.get(place.clone())?) != self.payload_checksum
+    /// Reads the rest of the record that `bytes` begin with; `None` if it is cut off, damaged or of an unknown kind.
+    /// Also returns the record's length.
+    pub(super) fn record(&self, bytes: &Bytes) -> Option<(Record, usize)> {
+        let place = HEADER_BYTES..HEADER_BYTES + self.payload_len;
+        if crc32c::crc32c(bytes.get(place.clone())?) != self.payload_checksum
             && !mutant::is(Mutant::ChecksumUnchecked)
         {
             return None;
         }
-        let record = Record::new(self.kind, self.index, segment.slice(place))?;
-        Some((record, start + self.payload_len.next_multiple_of(ALIGNMENT_BYTES)))
+        let record = Record::new(self.kind, self.index, bytes.slice(place))?;
+        Some((record, HEADER_BYTES + self.payload_len.next_multiple_of(ALIGNMENT_BYTES)))
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_seam::disk::{Disk, DiskFile};
+use parking_lot::Mutex;
 
+use super::reader::{Location, Locations};
 use super::record::{ALIGNMENT_BYTES, Header, Record};
 use super::segment::{self, Decoded, SegmentHeader};
 use super::span::Span;
@@ -63,6 +65,7 @@ pub(super) fn open(
         vote: state.vote.clone(),
         committed: state.committed.clone(),
         purged: state.purged.clone(),
+        locations: Arc::new(Mutex::new(replay.locations)),
         failure: None,
         status: Arc::new(Status::default()),
         buffer: Vec::new(),
@@ -106,6 +109,7 @@ struct Replay {
     state: Recovered,
     /// As in `state`, while entries come and go.
     entries: VecDeque<(u64, Bytes)>,
+    locations: Locations,
     span: Span,
     sealed: VecDeque<Sealed>,
 }
@@ -178,17 +182,20 @@ impl Replay {
     /// Replays the records of a segment up to its end or the first unreadable one.
     fn records(&mut self, image: &Image) -> Result<Extent, LogError> {
         let mut extent = Extent { end: SegmentHeader::BYTES as usize, durable: 0, last_index: None };
-        while let Some(header) = Header::decode(&image.bytes, image.sequence, extent.end) {
-            let Some((record, next)) = header.record(&image.bytes, extent.end) else { break };
+        loop {
+            let (bytes, offset) = (image.bytes.slice(extent.end.min(image.bytes.len())..), extent.end as u64);
+            let Some(header) = Header::decode(&bytes, image.sequence, offset) else { break };
+            let Some((record, len_bytes)) = header.record(&bytes) else { break };
             if let Err(error) = self.span.apply(&record) {
                 return Err(LogError::corrupt(&image.path, extent.end as u64, error.to_string()));
             }
             if let Record::Entry { index, .. } = record {
                 extent.last_index = extent.last_index.max(Some(index));
             }
+            self.locations.apply(&record, Location { sequence: image.sequence, offset, len_bytes });
             self.apply(record);
             extent.durable = usize::try_from(header.durable).map_or(extent.end, |mark| mark.min(extent.end));
-            extent.end = next;
+            extent.end += len_bytes;
         }
         Ok(extent)
     }
@@ -255,7 +262,7 @@ impl Image {
     /// Checks that what can't be read at `end` is a torn tail: no record behind it says that it was synced.
     fn check_tail(&self, end: usize) -> Result<(), LogError> {
         for offset in (end..self.used).step_by(ALIGNMENT_BYTES) {
-            if let Some(header) = Header::decode(&self.bytes, self.sequence, offset)
+            if let Some(header) = Header::decode(&self.bytes[offset..], self.sequence, offset as u64)
                 && header.durable > end as u64
             {
                 let reason =

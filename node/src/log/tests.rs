@@ -1,6 +1,7 @@
 mod crash;
 mod damage;
 mod handle;
+mod reader;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};

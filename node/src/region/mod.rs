@@ -93,8 +93,11 @@ pub struct Storage {
     pub log: LogOptions,
     /// Where the log lives, if not in the data directory.
     pub log_dir: Option<PathBuf>,
-    /// Bounds the memory that the log takes, and the time of a restart.
+    /// Bounds the log and the time of a restart.
     pub log_bounds: LogBounds,
+    /// Bytes of the newest entries kept in memory: more than is ever on its way to members that keep up. Older ones
+    /// are read from the disk.
+    pub log_bytes_in_memory: usize,
     /// Entries (batches) after which a snapshot is taken, however small they are.
     pub entries_per_snapshot: u64,
 }
@@ -105,6 +108,7 @@ impl Default for Storage {
             log: LogOptions::default(),
             log_dir: None,
             log_bounds: LogBounds { bytes_per_snapshot: 32 << 20, bytes_kept: 16 << 20 },
+            log_bytes_in_memory: 4 << 20,
             entries_per_snapshot: 100_000,
         }
     }
@@ -270,7 +274,10 @@ impl Region {
         let (log, recovered) = Log::open(disk.clone(), &config.log_dir(), config.storage.log.clone())
             .map_err(io::Error::other)?;
         claim(&*disk, &config)?;
-        let store = Store::new(LogHandle::spawn(log, &*environment.background)?, recovered)?;
+        let (files, background) = (log.reader(), environment.background.clone());
+        let log = LogHandle::spawn(log, &*background)?;
+        let bytes_in_memory = config.storage.log_bytes_in_memory;
+        let store = Store::new(log, files, recovered, bytes_in_memory, background)?;
         let snapshots = SnapshotStore::open(disk.clone(), &config.data_dir.join("snapshots"))
             .map_err(io::Error::other)?;
         let me = Me {
