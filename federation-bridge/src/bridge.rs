@@ -551,7 +551,7 @@ impl Bridge {
             let lease_epoch = self.lease_epoch(self.config.region);
             // A renewal that is on its way must not keep the end of the lease from being noticed.
             let patience =
-                held.turns().map_or(ASK_TIMEOUT, |turns| ASK_TIMEOUT.min(turns.saturating_sub(sent)));
+                held.next_stage_at().map_or(ASK_TIMEOUT, |at| ASK_TIMEOUT.min(at.saturating_sub(sent)));
             match tokio::time::timeout(patience, self.renew(&tenure, lease_epoch)).await {
                 Ok(Ok(())) => {
                     let from = if mutant::is(Mutant::LeaseFromReceipt) { clock.monotonic() } else { sent };
@@ -560,9 +560,9 @@ impl Bridge {
                 Ok(Err(error)) => tracing::debug!(%error, "the region's lease was not renewed"),
                 Err(_) => tracing::debug!("the renewal of the region's lease was not answered in time"),
             }
-            match held.turned(clock.monotonic()) {
+            match held.advance(clock.monotonic()) {
                 Some(LeaseStage::RunOut) => tracing::warn!(
-                    sessions_end_in_ms = millis(terms.notice()),
+                    sessions_end_in_ms = millis(terms.notice_period()),
                     "the region's lease has run out: holders of global znodes are disconnected, and their sessions end \
                      unless it is renewed before"
                 ),

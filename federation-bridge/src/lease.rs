@@ -52,20 +52,20 @@ impl LeaseTerms {
         if mutant::is(Mutant::LeaseFromReceipt) {
             return self.duration;
         }
-        self.whatever_the_clocks(self.duration) + self.notice()
+        self.with_drift(self.duration) + self.notice_period()
     }
 
     /// From the end of the lease on the region's side until all of its clients have noticed, those too whose server
     /// tells them nothing.
-    pub fn notice(&self) -> Duration {
+    pub fn notice_period(&self) -> Duration {
         if mutant::is(Mutant::SilentServersForgotten) {
             return self.margin;
         }
-        self.whatever_the_clocks(self.session_timeout_max.mul_f64(BELIEF_SHARE)) + self.margin
+        self.with_drift(self.session_timeout_max.mul_f64(BELIEF_SHARE)) + self.margin
     }
 
     /// What a clock that is fast by the bound shows when this time is over on one that is slow by the bound.
-    fn whatever_the_clocks(&self, time: Duration) -> Duration {
+    fn with_drift(&self, time: Duration) -> Duration {
         time.mul_f64((1.0 + self.drift_max) / (1.0 - self.drift_max))
     }
 
@@ -84,7 +84,7 @@ pub struct HeldLease {
 }
 
 /// How far a region is from losing what its sessions hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseStage {
     /// The lease holds.
     Holds,
@@ -108,19 +108,19 @@ impl HeldLease {
         sent + self.terms.duration
     }
 
-    /// When it comes to the next stage unless it is renewed; `None` after the last.
-    pub fn turns(&self) -> Option<Duration> {
+    /// When the next stage begins unless the lease is renewed; `None` after the last.
+    pub fn next_stage_at(&self) -> Option<Duration> {
         match self.stage {
             LeaseStage::Holds => Some(self.deadline),
-            LeaseStage::RunOut => Some(self.deadline + self.terms.notice()),
+            LeaseStage::RunOut => Some(self.deadline + self.terms.notice_period()),
             LeaseStage::Lapsed => None,
         }
     }
 
-    /// The stage that it has come to since this was last asked, if it has.
-    pub fn turned(&mut self, now: Duration) -> Option<LeaseStage> {
+    /// Goes on to the stage that has begun by now, and returns it if it is another one.
+    pub fn advance(&mut self, now: Duration) -> Option<LeaseStage> {
         let before = self.stage;
-        while self.turns().is_some_and(|turns| now >= turns) {
+        while self.next_stage_at().is_some_and(|at| now >= at) {
             self.stage =
                 if self.stage == LeaseStage::Holds { LeaseStage::RunOut } else { LeaseStage::Lapsed };
         }
@@ -210,19 +210,19 @@ mod tests {
 
     #[test]
     fn each_stage_is_told_once_and_a_renewal_ends_it() {
-        let notice = LeaseTerms::default().notice();
+        let notice_period = LeaseTerms::default().notice_period();
         let mut held = HeldLease::new(LeaseTerms::default(), secs(5.0));
-        assert_eq!(held.turned(secs(14.9)), None);
-        assert_eq!(held.turned(secs(15.0)), Some(LeaseStage::RunOut));
-        assert_eq!(held.turned(secs(16.0)), None);
+        assert_eq!(held.advance(secs(14.9)), None);
+        assert_eq!(held.advance(secs(15.0)), Some(LeaseStage::RunOut));
+        assert_eq!(held.advance(secs(16.0)), None);
         held.renewed(secs(16.0));
-        assert_eq!(held.turned(secs(25.9)), None);
-        assert_eq!(held.turned(secs(26.0)), Some(LeaseStage::RunOut));
-        assert_eq!(held.turned(secs(25.9) + notice), None);
-        assert_eq!(held.turned(secs(26.0) + notice), Some(LeaseStage::Lapsed));
-        assert_eq!((held.turned(secs(90.0)), held.turns()), (None, None));
+        assert_eq!(held.advance(secs(25.9)), None);
+        assert_eq!(held.advance(secs(26.0)), Some(LeaseStage::RunOut));
+        assert_eq!(held.advance(secs(25.9) + notice_period), None);
+        assert_eq!(held.advance(secs(26.0) + notice_period), Some(LeaseStage::Lapsed));
+        assert_eq!((held.advance(secs(90.0)), held.next_stage_at()), (None, None));
         held.renewed(secs(91.0));
-        assert_eq!(held.turned(secs(200.0)), Some(LeaseStage::Lapsed));
+        assert_eq!(held.advance(secs(200.0)), Some(LeaseStage::Lapsed));
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
             let leader_ends_true = (received + terms.granted().as_secs_f64()) / leader_rate;
             prop_assert!(client_ends_true + 0.9 <= leader_ends_true);
             // And before the region itself ends the sessions.
-            let lapses_true = held.turns().map(|end| (end + terms.notice()).as_secs_f64() / region_rate);
+            let lapses_true = held.next_stage_at().map(|end| (end + terms.notice_period()).as_secs_f64() / region_rate);
             prop_assert!(client_ends_true + 0.9 <= lapses_true.unwrap());
         }
     }

@@ -495,10 +495,10 @@ impl<'m> Derivation<'m> {
         let lease_ms = self.lease("regionLease", path, settings);
         let session_ms = settings.iter().find(|s| s.name == "maxSessionTimeout").map_or(0.0, |s| s.value);
         let drift = self.assumptions.clock_drift;
-        let whatever_the_clocks = (1.0 + drift) / (1.0 - drift);
+        let with_drift = (1.0 + drift) / (1.0 - drift);
         settings.push(Setting {
             name: "regionTakeover",
-            value: ((lease_ms + session_ms * 2.0 / 3.0) * whatever_the_clocks + LEASE_MARGIN_MS).ceil(),
+            value: ((lease_ms + session_ms * 2.0 / 3.0) * with_drift + LEASE_MARGIN_MS).ceil(),
             unit: "ms",
             reason: format!(
                 "from the receipt of the last renewal: the lease, two thirds of the longest session ({session_ms:.0} ms) \

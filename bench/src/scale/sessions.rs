@@ -59,15 +59,16 @@ impl Holders {
 
     /// Waits until all sessions watch.
     pub(super) async fn opened(&mut self) -> anyhow::Result<()> {
-        self.say(OPENED).await
+        self.all_say(OPENED).await
     }
 
     /// Waits until every session was told of a change.
     pub(super) async fn told(&mut self) -> anyhow::Result<()> {
-        self.say(TOLD).await
+        self.all_say(TOLD).await
     }
 
-    async fn say(&mut self, word: &str) -> anyhow::Result<()> {
+    /// Waits until every process says a word.
+    async fn all_say(&mut self, word: &str) -> anyhow::Result<()> {
         for holder in &mut self.0 {
             let line = holder.lines.next_line().await?;
             ensure!(

@@ -54,7 +54,7 @@ mutants! {
     LeaseFromReceipt = "lease-from-receipt",
     /// Nobody waits for clients whose server falls silent when their region's lease runs out
     SilentServersForgotten = "silent-servers-forgotten",
-    /// Servers go on serving the holders of a lease that is over
+    /// Servers go on serving the holders of a lease that is over, and do not end their sessions
     LeaseIgnored = "lease-ignored",
     /// Requests of sessions that ended with their region's lease still take effect
     StaleLeaseEpoch = "stale-lease-epoch",

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::region::{Storage, Timing};
-use crate::server::{LocalSessionMode, Reaping};
+use crate::server::{LocalSessionMode, Reaping, SESSION_TICKS_MAX, SESSION_TICKS_MIN};
 pub use security::{AuthenticationConfig, TlsConfig};
 pub use throttle::ThrottleConfig;
 
@@ -182,10 +182,6 @@ impl Default for ClientConfig {
         }
     }
 }
-
-/// ZooKeeper's bounds of session timeouts, in ticks.
-const SESSION_TICKS_MIN: u64 = 2;
-const SESSION_TICKS_MAX: u64 = 20;
 
 /// The HTTP endpoint for operators.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -548,8 +544,8 @@ impl ServerConfig {
         }
     }
 
-    fn ticks_ms(&self, ticks: u64) -> u32 {
-        u32::try_from(self.tick_ms.saturating_mul(ticks)).unwrap_or(u32::MAX)
+    fn ticks_ms(&self, ticks: u32) -> u32 {
+        u32::try_from(self.tick_ms.saturating_mul(ticks.into())).unwrap_or(u32::MAX)
     }
 
     /// This server's name, as its certificate has it: `us-east-1`.
