@@ -73,7 +73,8 @@ async fn a_client_that_looks_for_another_ensemble_is_disconnected() {
     wrong.closed().await;
 }
 
-async fn token(client: &mut RawClient, token: &[u8]) -> Result<Option<Vec<u8>>, ErrorCode> {
+/// The answer to a token of SASL.
+pub(crate) async fn token(client: &mut RawClient, token: &[u8]) -> Result<Option<Vec<u8>>, ErrorCode> {
     let (header, body) = client.call(&Request::Sasl { token }).await;
     if header.error != ErrorCode::Ok {
         return Err(header.error);
