@@ -910,20 +910,19 @@ impl Connection {
                 self.reply(xid, 0, &Response::Token(token.as_deref()))
             }
             SaslStep::Refused(reason) => {
-                // It may quote the client.
-                tracing::info!(peer = %client.peer, ?reason, "SASL refused");
                 let is_required = authentication.requires_sasl();
                 let error =
                     if is_required { ErrorCode::SessionClosedRequireSaslAuth } else { ErrorCode::AuthFailed };
-                self.refuse(xid, error, "sasl");
+                self.refuse(xid, error, &format!("sasl: {reason}"));
                 Ok(())
             }
         }
     }
 
     /// The last that a client hears that has not proved what it must.
-    fn refuse(&mut self, xid: i32, error: ErrorCode, scheme: &str) {
-        tracing::info!(peer = %self.client.peer, scheme, "closed: authentication refused");
+    fn refuse(&mut self, xid: i32, error: ErrorCode, reason: &str) {
+        // It may quote the client.
+        tracing::info!(peer = %self.client.peer, ?reason, "closed: authentication refused");
         self.service.hub.metrics.authentication_failed();
         reply_error(xid, 0, error, &mut self.output);
         self.stage = Stage::Last;

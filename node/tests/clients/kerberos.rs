@@ -324,7 +324,7 @@ fn a_server_has_its_key_before_it_starts() {
     for (principal, advice) in [
         ("principal = \"zookeeper/elsewhere\"", None),
         ("principal = \"zookeeper/localhost\"", Some("klist -k")),
-        ("", Some("principal is missing")),
+        ("", Some("is missing")),
     ] {
         std::fs::write(&file, text(principal)).unwrap();
         let done = server.output().unwrap();
