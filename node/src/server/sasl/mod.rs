@@ -53,7 +53,7 @@ impl Mechanisms<'_> {
         match (exchange, self.kerberos) {
             (None, Some(kerberos)) if !token.is_empty() => kerberos.step(kerberos.begin(), token).await,
             (None, _) if self.users.is_empty() => refused("DIGEST-MD5 is asked for, and has no users here"),
-            (None, _) if !token.is_empty() => refused("DIGEST-MD5 begins without a token"),
+            // ZooKeeper does not look at the token either.
             (None, _) => {
                 let (begun, challenge) = digest_md5::Exchange::begin(random());
                 Step::Continue(Exchange::DigestMd5(begun), challenge)
