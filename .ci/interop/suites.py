@@ -15,6 +15,7 @@ import sys
 import tempfile
 import venv
 
+from kdc import Kdc, is_installed
 from mesh import eventually, say
 from region import free_ports
 
@@ -23,6 +24,7 @@ JAVA = os.path.join(HERE, "suites-java")
 ENVIRONMENT = os.path.join(HERE, "..", "..", ".venv-suites")
 REQUIREMENTS = os.path.join(HERE, "suites-requirements.txt")
 GO_CLIENT = "/usr/share/gocode/src/github.com/samuel/go-zookeeper"
+KERBEROS_MODULE = "kerberos==1.3.1"
 SUITE_S = 900
 
 # What does not pass, and why.
@@ -30,7 +32,6 @@ NOT_PASSED = {
     "TestAuth": "getACL without permission: refused since ZooKeeper 3.5, and the test is older",
     "TestIfAuthdataSurvivesReconnect": "its client has not noticed yet that the server was replaced: Java takes longer",
 }
-# kazoo's tests of Kerberos are skipped: the server does not speak GSSAPI.
 
 
 def python():
@@ -39,11 +40,14 @@ def python():
     interpreter = os.path.join(ENVIRONMENT, "bin", "python")
     with open(REQUIREMENTS) as file:
         wanted = file.read()
+    # Where Kerberos's headers are: it is built from source.
+    wanted += f"{KERBEROS_MODULE}\n" if shutil.which("krb5-config") else ""
     if not os.path.exists(installed) or open(installed).read() != wanted:
         venv.create(ENVIRONMENT, clear=True, with_pip=True)
         pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         # The wheels have no tests.
-        subprocess.run([*pip, "--no-binary", "kazoo,aiozk", "--requirement", REQUIREMENTS], check=True)
+        modules = [line for line in wanted.splitlines() if line and not line.startswith("#")]
+        subprocess.run([*pip, "--no-binary", "kazoo,aiozk", *modules], check=True)
         with open(installed, "w") as file:
             file.write(wanted)
     return interpreter
@@ -75,10 +79,27 @@ def judge(report, failed):
         say(f"not passed: {test}: {NOT_PASSED[test]}")
 
 
+@contextlib.contextmanager
+def kerberos(binary):
+    """The environment in which kazoo's tests of Kerberos are not skipped, if the server has it."""
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    if "kerberos" not in version or not is_installed():
+        say("without Kerberos: its tests are skipped")
+        yield {}
+        return
+    # kazoo's harness knows the realm, the service and the keytabs by these names.
+    with Kdc("KAZOOTEST.ORG") as kdc:
+        kdc.add("client")
+        os.rename(kdc.add("zookeeper/127.0.0.1"), kdc.path("server.keytab"))
+        yield {**kdc.environment, "KRB5CCNAME": kdc.path("tickets"), "KRB5_TEST_ENV": kdc.directory}
+
+
 def check_kazoo(binary):
     """kazoo's own test suite passes against an ensemble that its harness starts"""
-    environment = {**in_place_of_java(binary), "ZOOKEEPER_PATH": JAVA, "ZOOKEEPER_VERSION": "3.9.3"}
-    report = run_pytest("kazoo.tests", [], environment)
+    with kerberos(binary) as realm:
+        environment = {**in_place_of_java(binary), **realm, "ZOOKEEPER_PATH": JAVA, "ZOOKEEPER_VERSION": "3.9.3"}
+        report = run_pytest("kazoo.tests", [], environment)
+    assert not realm or "Kerberos" not in report, report
     assert " passed" in report, report
     judge(report, re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", report, re.MULTILINE))
     say(report.splitlines()[-1])

@@ -29,9 +29,16 @@ Examples:
   meridian certs authority --directory certs && meridian certs issue us-east 1 --directory certs
       The certificates of a mesh.";
 
+/// The version, and what is not in every build.
+const VERSION: &str = if cfg!(feature = "kerberos") {
+    concat!(env!("CARGO_PKG_VERSION"), " with kerberos")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// Meridian: a coordination mesh over regions that ZooKeeper clients talk to.
 #[derive(Debug, Parser)]
-#[command(name = "meridian", version, after_help = EXAMPLES)]
+#[command(name = "meridian", version = VERSION, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

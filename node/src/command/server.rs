@@ -54,6 +54,8 @@ pub(super) fn run(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let overrides = Overrides { server: args.server, data_dir: args.data_dir.clone() };
     let config = ServerConfig::load(&args.config, &overrides)
         .with_context(|| format!("the configuration {} can't be used", args.config.display()))?;
+    #[cfg(feature = "kerberos")]
+    take_keytab(&config)?;
     start_log(&config.log)?;
     config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
     warn_of_even_voters(&config);
@@ -64,6 +66,28 @@ pub(super) fn run(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     // The thread that waits for the end of standard input may never end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result.map(|()| ExitCode::SUCCESS)
+}
+
+/// The Kerberos library is told the keytab by the environment alone, which no process should change once it runs: this
+/// program starts anew with it, as the same process.
+#[cfg(feature = "kerberos")]
+fn take_keytab(config: &ServerConfig) -> anyhow::Result<()> {
+    use std::os::unix::process::CommandExt;
+    const VARIABLE: &str = "KRB5_KTNAME";
+    let Some(keytab) = config.client.authentication.keytab()? else { return Ok(()) };
+    let mut wanted = std::ffi::OsString::from("FILE:");
+    wanted.push(keytab);
+    if std::env::var_os(VARIABLE).as_ref() == Some(&wanted) {
+        return Ok(());
+    }
+    let mut arguments = std::env::args_os();
+    let mut anew = std::process::Command::new(std::env::current_exe()?);
+    if let Some(name) = arguments.next() {
+        anew.arg0(name);
+    }
+    // It returns only if it fails.
+    let error = anew.args(arguments).env(VARIABLE, wanted).exec();
+    Err(error).context("can't start again with the keytab")
 }
 
 fn warn_of_even_voters(config: &ServerConfig) {

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use crate::region::{Storage, Timing};
 use crate::server::{LocalSessionMode, Reaping, SESSION_TICKS_MAX, SESSION_TICKS_MIN};
-pub use security::{AuthenticationConfig, TlsConfig};
+pub use security::{AuthenticationConfig, KerberosConfig, TlsConfig};
 pub use throttle::ThrottleConfig;
 
 pub use crate::txn::ensemble::Role;

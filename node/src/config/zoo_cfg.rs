@@ -222,6 +222,14 @@ const KEYS: &[(&str, Treatment)] = {
         ("ensembleAuthName", Is("client.authentication.ensemble_names", Words)),
         ("skipACL", Is("client.authentication.skip_acl", Boolean)),
         ("java.security.auth.login.config", Is("client.authentication.sasl_users_file", Text)),
+        ("kerberos.removeHostFromPrincipal", Is("client.authentication.kerberos.remove_host", Boolean)),
+        ("kerberos.removeRealmFromPrincipal", Is("client.authentication.kerberos.remove_realm", Boolean)),
+        (
+            "security.auth_to_local",
+            Only("DEFAULT", "principals are shortened by the keys kerberos.remove... alone"),
+        ),
+        ("kerberos.canonicalizeHostNames", Silent),
+        ("requireKerberosConfig", Silent),
         ("readonlymode.enabled", Is("client.read_only_mode", Boolean)),
         ("localSessionsEnabled", Apart),
         ("localSessionsUpgradingEnabled", Apart),
@@ -770,6 +778,22 @@ mod tests {
         }
         let unused = load(&format!("{THREE}ssl.handshakeDetectionTimeoutMillis=5\n"), "1").unwrap();
         assert_eq!(unused.client.tls, None);
+    }
+
+    #[test]
+    fn names_of_kerberos_are_translated() {
+        let lines = "kerberos.removeHostFromPrincipal=true\nzookeeper.kerberos.removeRealmFromPrincipal=false\n\
+            zookeeper.security.auth_to_local=DEFAULT\nmeridian.client.authentication.kerberos.keytab=/zk.keytab\n\
+            meridian.client.authentication.kerberos.principal=zookeeper/zk1@REALM\n";
+        let config = load(&format!("{THREE}{lines}"), "1").unwrap();
+        let kerberos = config.client.authentication.kerberos.unwrap();
+        assert_eq!((kerberos.remove_host, kerberos.remove_realm), (true, false));
+        assert_eq!(kerberos.principal.as_deref(), Some("zookeeper/zk1@REALM"));
+        assert_eq!(kerberos.keytab, Some("/zk.keytab".into()));
+        assert_eq!(config.notices, [""; 0]);
+        let rules = lines.replace("DEFAULT", "RULE:[1:$1]");
+        let error = load(&format!("{THREE}{rules}"), "1").unwrap_err().to_string();
+        assert!(error.contains("kerberos.remove"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! How clients prove who they are, and what they must have proved before they are served.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use meridian_seam::limits;
 use meridian_wire::AuthPacket;
 use sha1::{Digest, Sha1};
 
-use super::sasl::Exchange;
+use super::sasl::{Exchange, Kerberos, Mechanisms, Step};
 use crate::txn::acl::Identities;
 
 /// How clients prove who they are.
@@ -20,6 +21,8 @@ pub struct Authentication {
     pub digest_off: bool,
     /// The users of SASL DIGEST-MD5 with their passwords.
     pub sasl_users: BTreeMap<String, String>,
+    /// SASL GSSAPI, if clients may use it.
+    pub kerberos: Option<Arc<Kerberos>>,
     /// The user of SASL who may do everything (`zookeeper.superUser`).
     pub sasl_super: Option<String>,
     /// The subject of a client's certificate that may do everything (`X509AuthenticationProvider.superUser`).
@@ -47,10 +50,10 @@ pub(super) enum Verdict {
 /// What a step of a SASL exchange came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SaslStep {
-    /// The token that goes to the client; none if SASL is not set up here.
+    /// The token that goes to the client; none if SASL is not set up here, or the last word is the client's.
     Token(Option<Vec<u8>>),
-    /// The client did not prove what it claimed.
-    Refused,
+    /// The client did not prove what it claimed. The reason is for the log.
+    Refused(String),
 }
 
 impl Authentication {
@@ -78,27 +81,31 @@ impl Authentication {
     }
 
     /// Takes the next token of a SASL exchange and adds what it proves.
-    pub(super) fn sasl_step(
+    pub(super) async fn sasl_step(
         &self,
         exchange: &mut Option<Exchange>,
         token: &[u8],
         random: impl FnOnce() -> [u8; 24],
         identities: &mut Identities,
     ) -> SaslStep {
-        if self.sasl_users.is_empty() {
+        let mechanisms = Mechanisms { users: &self.sasl_users, kerberos: self.kerberos.as_deref() };
+        if mechanisms.is_empty() {
             return SaslStep::Token(None);
         }
-        let Some(begun) = exchange.take() else {
-            let (begun, challenge) = Exchange::begin(random());
-            *exchange = Some(begun);
-            return SaslStep::Token(Some(challenge));
-        };
-        let Some(proof) = begun.judge(token, &self.sasl_users) else { return SaslStep::Refused };
-        let is_super = self.sasl_super.as_ref() == Some(&proof.user);
-        if add(identities, "sasl", &proof.user) && (!is_super || add(identities, "super", "")) {
-            SaslStep::Token(Some(proof.token))
-        } else {
-            SaslStep::Refused
+        match mechanisms.step(exchange.take(), token, random).await {
+            Step::Continue(next, token) => {
+                *exchange = Some(next);
+                SaslStep::Token(Some(token))
+            }
+            Step::Proved { user, token } => {
+                let is_super = self.sasl_super.as_ref() == Some(&user);
+                if add(identities, "sasl", &user) && (!is_super || add(identities, "super", "")) {
+                    SaslStep::Token(token)
+                } else {
+                    SaslStep::Refused("too many identities".into())
+                }
+            }
+            Step::Refused(reason) => SaslStep::Refused(reason),
         }
     }
 

@@ -143,7 +143,7 @@ struct Connection {
     encoded_identities: Bytes,
     /// Whether the session is one that only this server knows.
     is_local: bool,
-    /// A SASL exchange that waits for the client's response.
+    /// A SASL exchange that waits for the client's next token.
     exchange: Option<Exchange>,
     /// What is not yet counted in the server's metrics.
     tally: Tally,
@@ -657,6 +657,9 @@ impl Connection {
             Step::Done
         } else if !self.outstanding.is_empty() {
             Step::Held
+        } else if op == OpCode::Sasl {
+            self.sasl(header.xid, body).await?;
+            Step::Done
         } else {
             self.answer_here(header, op, body)?;
             Step::Done
@@ -776,10 +779,6 @@ impl Connection {
                 let Request::Auth(packet) = Request::decode(op, body)? else { return Ok(()) };
                 self.authenticate(header.xid, &packet);
             }
-            OpCode::Sasl => {
-                let Request::Sasl { token } = Request::decode(op, body)? else { return Ok(()) };
-                self.sasl(header.xid, token)?;
-            }
             OpCode::SetWatches | OpCode::SetWatches2 => {
                 if let Request::SetWatches(watches) | Request::SetWatches2(watches) =
                     Request::decode(op, body)?
@@ -890,32 +889,40 @@ impl Connection {
         }
     }
 
-    fn sasl(&mut self, xid: i32, token: &[u8]) -> Result<(), End> {
-        let service = self.service.clone();
+    async fn sasl(&mut self, xid: i32, body: &[u8]) -> Result<(), End> {
+        let Request::Sasl { token } = Request::decode(OpCode::Sasl, body)? else { return Ok(()) };
+        let (service, client) = (self.service.clone(), self.client.clone());
         let authentication = &service.options.authentication;
         let random = || {
             let mut random = [0; 24];
             service.entropy.fill(&mut random);
             random
         };
-        match authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) {
+        let step = tokio::select! {
+            biased;
+            () = client.closing() => return Err(End::Server),
+            step = authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) => step,
+        };
+        self.tally.answered(service.hub.now().saturating_sub(self.now));
+        match step {
             SaslStep::Token(token) => {
                 self.encoded_identities = authentication.encode(&self.identities).into();
                 self.reply(xid, 0, &Response::Token(token.as_deref()))
             }
-            SaslStep::Refused => {
+            SaslStep::Refused(reason) => {
                 let is_required = authentication.requires_sasl();
                 let error =
                     if is_required { ErrorCode::SessionClosedRequireSaslAuth } else { ErrorCode::AuthFailed };
-                self.refuse(xid, error, "sasl");
+                self.refuse(xid, error, &format!("sasl: {reason}"));
                 Ok(())
             }
         }
     }
 
     /// The last that a client hears that has not proved what it must.
-    fn refuse(&mut self, xid: i32, error: ErrorCode, scheme: &str) {
-        tracing::info!(peer = %self.client.peer, scheme, "closed: authentication refused");
+    fn refuse(&mut self, xid: i32, error: ErrorCode, reason: &str) {
+        // It may quote the client.
+        tracing::info!(peer = %self.client.peer, ?reason, "closed: authentication refused");
         self.service.hub.metrics.authentication_failed();
         reply_error(xid, 0, error, &mut self.output);
         self.stage = Stage::Last;

@@ -33,6 +33,7 @@ pub use import::IMPORT_TYPE;
 pub use lease::LeaseGate;
 pub use metrics::{Latency, Metrics};
 pub use reaper::Reaping;
+pub use sasl::Kerberos;
 pub use throttle::{ThrottleOptions, Weights};
 pub use tls::{ClientCertificates, TlsOptions};
 pub use words::READ_ONLY_WORDS;

@@ -10,6 +10,8 @@ mod backup;
 mod disk;
 mod edge_cases;
 mod hostile;
+#[cfg(feature = "kerberos")]
+mod kerberos;
 mod limits;
 mod local_sessions;
 mod members;

@@ -17,7 +17,7 @@ const RESPONSE_BYTES_MAX: usize = 4_096;
 
 /// An exchange whose challenge has been sent.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(in crate::server) struct Exchange {
     nonce: String,
 }
 
