@@ -95,7 +95,8 @@ pub(super) async fn serve(
     if let Some(subject) = certificate_subject {
         authentication.add_certificate(subject, &mut identities);
     }
-    let encoded_identities = authentication.encode(&identities).into();
+    let encoded_identities: Bytes = authentication.encode(&identities).into();
+    client.identify(encoded_identities.clone());
     let mut connection = Connection {
         service,
         stage: Stage::Hello,
@@ -879,7 +880,8 @@ impl Connection {
         let service = self.service.clone();
         match service.options.authentication.judge(packet, &mut self.identities) {
             Verdict::Accepted => {
-                self.encoded_identities = service.options.authentication.encode(&self.identities).into();
+                self.identify();
+                self.take_events(service.hub.view().state.zxid);
                 reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
             }
             Verdict::Refused => self.refuse(xid, ErrorCode::AuthFailed, packet.scheme),
@@ -888,6 +890,12 @@ impl Connection {
                 self.stage = Stage::Last;
             }
         }
+    }
+
+    /// What the client has proved counts from here on.
+    fn identify(&mut self) {
+        self.encoded_identities = self.service.options.authentication.encode(&self.identities).into();
+        self.client.identify(self.encoded_identities.clone());
     }
 
     fn sasl(&mut self, xid: i32, token: &[u8]) -> Result<(), End> {
@@ -900,7 +908,7 @@ impl Connection {
         };
         match authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) {
             SaslStep::Token(token) => {
-                self.encoded_identities = authentication.encode(&self.identities).into();
+                self.identify();
                 self.reply(xid, 0, &Response::Token(token.as_deref()))
             }
             SaslStep::Refused => {
@@ -923,7 +931,9 @@ impl Connection {
 
     fn unimplemented(&mut self, header: RequestHeader) {
         tracing::debug!(peer = %self.client.peer, op = header.op, "closed: unimplemented operation");
-        self.reply_error(header.xid, ErrorCode::Unimplemented);
+        // As in ZooKeeper, it has no zxid.
+        self.take_events(self.service.hub.view().state.zxid);
+        reply_error(header.xid, -1, ErrorCode::Unimplemented, &mut self.output);
         self.stage = Stage::Last;
     }
 
