@@ -13,9 +13,9 @@ from mesh import Mesh
 
 # In this order: the later ones break things.
 MESH_THEMES = ["protocol", "sharing", "exclusion", "failover", "partition"]
-OTHER_THEMES = ["region", "operator_errors", "differential", "suites"]
-# Ten minutes of other people's tests: on request.
-ON_REQUEST = {"suites"}
+OTHER_THEMES = ["region", "operator_errors", "differential", "random_differential", "suites", "applications"]
+# Ten minutes of other people's tests, and of applications: on request.
+ON_REQUEST = {"suites", "applications"}
 
 
 def checks_of(theme):
