@@ -13,9 +13,17 @@ from mesh import Mesh
 
 # In this order: the later ones break things.
 MESH_THEMES = ["protocol", "sharing", "exclusion", "failover", "partition"]
-OTHER_THEMES = ["region", "operator_errors", "differential", "suites", "sasl"]
-# Ten minutes of other people's tests, and what needs a KDC and a build with Kerberos: on request.
-ON_REQUEST = {"suites", "sasl"}
+OTHER_THEMES = [
+    "region",
+    "operator_errors",
+    "differential",
+    "random_differential",
+    "suites",
+    "applications",
+    "sasl",
+]
+# Ten minutes and more of other people's tests and applications, and what needs a KDC and a build with Kerberos.
+ON_REQUEST = {"suites", "applications", "sasl"}
 
 
 def checks_of(theme):

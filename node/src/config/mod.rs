@@ -466,6 +466,9 @@ impl ServerConfig {
         let figment = figment
             .merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__").filter(|key| !key.starts_with("demo")))
             .merge(Serialized::defaults(overrides));
+        if zoo_cfg::is_zoo_cfg(file) && !figment.contains("data_dir") {
+            return zoo_cfg::without_data_dir();
+        }
         let mut config: Self = figment.extract().map_err(Box::new)?;
         config.notices = notices;
         config.validate()?;

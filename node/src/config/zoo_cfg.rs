@@ -41,6 +41,11 @@ pub(super) fn is_zoo_cfg(file: &Path) -> bool {
     file.extension().is_none_or(|extension| extension != "toml")
 }
 
+/// The error of a `zoo.cfg` that leaves open where the data is.
+pub(super) fn without_data_dir<T>() -> Result<T, ConfigError> {
+    invalid("dataDir", "is missing: it says where the data and the file myid are")
+}
+
 /// What becomes of one of ZooKeeper's keys.
 enum Treatment {
     /// It is this key here, of this kind.
@@ -419,7 +424,11 @@ impl Translation {
         }
         let number = if alone { 1 } else { self.my_id(&members)? };
         self.set("server", json!(number))?;
-        let Some(me) = members.get_mut(&number) else { return Ok(()) };
+        let Some(me) = members.get_mut(&number) else {
+            let numbers: Vec<String> = members.keys().map(|number| format!("server.{number}")).collect();
+            let reason = format!("holds {number}, but the servers here are {}", numbers.join(", "));
+            return invalid("myid", reason);
+        };
         if let Some(kind) = self.lines.get("peerType") {
             let declared = if kind == "observer" { Role::Observer } else { Role::Voter };
             if declared != me.role && !alone {
@@ -450,7 +459,7 @@ impl Translation {
 
     fn my_id(&self, members: &BTreeMap<u8, Member>) -> Result<u8, ConfigError> {
         let Some(directory) = self.get("dataDir") else {
-            return invalid("dataDir", "is missing: it says where the data and the file myid are");
+            return without_data_dir();
         };
         let file = Path::new(directory).join("myid");
         let Ok(text) = std::fs::read_to_string(&file) else {
@@ -747,6 +756,12 @@ mod tests {
         }
         let error = load(THREE, "seven").unwrap_err().to_string();
         assert!(error.contains("myid") && error.contains("seven"), "{error}");
+        let error = load(THREE, "9").unwrap_err().to_string();
+        assert_eq!(error, "myid: holds 9, but the servers here are server.1, server.2, server.3");
+        for text in ["clientPort=2181", "clientPort=2181\nserver.1=zk1:2888:3888"] {
+            let error = load(text, "1").unwrap_err().to_string();
+            assert!(error.starts_with("dataDir: is missing"), "{error}");
+        }
     }
 
     #[test]

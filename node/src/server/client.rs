@@ -8,12 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use meridian_seam::clock::millis;
 use meridian_seam::limits;
-use meridian_wire::OpCode;
+use meridian_wire::{OpCode, perms};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::metrics::{Latency, Tally};
-use crate::txn::Answer;
+use crate::tree::Acl;
+use crate::txn::{Answer, acl};
 
 /// A client's connection as other tasks see it.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Client {
     pub is_secure: bool,
     /// When it connected, ms since the Unix epoch.
     pub established_unix_ms: i64,
+    /// Who it has proved to be, encoded.
+    identities: Mutex<Bytes>,
     statistics: Mutex<Statistics>,
     pub(super) outstanding: AtomicUsize,
     queue: Mutex<Queue>,
@@ -135,6 +138,7 @@ impl Client {
             vouched_ms: AtomicU64::new(0),
             is_read_only: AtomicBool::new(false),
             heard_ms: AtomicU64::new(millis(now)),
+            identities: Mutex::default(),
             statistics: Mutex::default(),
             outstanding: AtomicUsize::new(0),
             queue: Mutex::default(),
@@ -143,6 +147,16 @@ impl Client {
             closed: AtomicBool::new(false),
             closing: Notify::new(),
         }
+    }
+
+    /// It has proved who it is.
+    pub(super) fn identify(&self, encoded_identities: Bytes) {
+        *self.identities.lock() = encoded_identities;
+    }
+
+    /// Whether it may read a znode with this ACL.
+    pub(super) fn may_read(&self, znode_acl: &[Acl]) -> bool {
+        acl::permits(znode_acl, perms::READ, &self.identities.lock())
     }
 
     /// The session, 0 before one is open.

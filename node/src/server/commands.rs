@@ -116,10 +116,19 @@ const COMMANDS: &[Command] = &[
         Ok(json!({ "path_to_session_ids": by_path }))
     }),
     look(&["zabstate"], |service, _| {
-        let voting = service.region.roster().voters.contains(&service.region.config().server);
-        let state =
-            if service.region.leadership().borrow().leader.is_some() { "broadcast" } else { "election" };
-        Ok(json!({ "voting": voting, "zabstate": state }))
+        let me = service.region.config().server;
+        let leadership = *service.region.leadership().borrow();
+        let zxid = service.hub.view().state.zxid;
+        Ok(json!({
+            "myid": me,
+            "is_leader": leadership.is_me,
+            "client_address": service.listening.to_string(),
+            "voting": service.region.roster().voters.contains(&me),
+            "last_zxid": format!("{zxid:#x}"),
+            "zab_epoch": zxid >> 32,
+            "zab_counter": zxid & i64::from(u32::MAX),
+            "zabstate": if leadership.leader.is_some() { "broadcast" } else { "election" },
+        }))
     }),
 ];
 

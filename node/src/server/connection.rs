@@ -95,7 +95,8 @@ pub(super) async fn serve(
     if let Some(subject) = certificate_subject {
         authentication.add_certificate(subject, &mut identities);
     }
-    let encoded_identities = authentication.encode(&identities).into();
+    let encoded_identities: Bytes = authentication.encode(&identities).into();
+    client.identify(encoded_identities.clone());
     let mut connection = Connection {
         service,
         stage: Stage::Hello,
@@ -878,7 +879,8 @@ impl Connection {
         let service = self.service.clone();
         match service.options.authentication.judge(packet, &mut self.identities) {
             Verdict::Accepted => {
-                self.encoded_identities = service.options.authentication.encode(&self.identities).into();
+                self.identify();
+                self.take_events(service.hub.view().state.zxid);
                 reply_error(xid, 0, ErrorCode::Ok, &mut self.output);
             }
             Verdict::Refused => self.refuse(xid, ErrorCode::AuthFailed, packet.scheme),
@@ -887,6 +889,12 @@ impl Connection {
                 self.stage = Stage::Last;
             }
         }
+    }
+
+    /// What the client has proved counts from here on.
+    fn identify(&mut self) {
+        self.encoded_identities = self.service.options.authentication.encode(&self.identities).into();
+        self.client.identify(self.encoded_identities.clone());
     }
 
     async fn sasl(&mut self, xid: i32, body: &[u8]) -> Result<(), End> {
@@ -906,7 +914,7 @@ impl Connection {
         self.tally.answered(service.hub.now().saturating_sub(self.now));
         match step {
             SaslStep::Token(token) => {
-                self.encoded_identities = authentication.encode(&self.identities).into();
+                self.identify();
                 self.reply(xid, 0, &Response::Token(token.as_deref()))
             }
             SaslStep::Refused(reason) => {
@@ -930,7 +938,9 @@ impl Connection {
 
     fn unimplemented(&mut self, header: RequestHeader) {
         tracing::debug!(peer = %self.client.peer, op = header.op, "closed: unimplemented operation");
-        self.reply_error(header.xid, ErrorCode::Unimplemented);
+        // As in ZooKeeper, it has no zxid.
+        self.take_events(self.service.hub.view().state.zxid);
+        reply_error(header.xid, -1, ErrorCode::Unimplemented, &mut self.output);
         self.stage = Stage::Last;
     }
 

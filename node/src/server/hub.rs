@@ -343,6 +343,10 @@ impl Hub {
             }
             let mut frame = None;
             table.trigger(event.kind, &event.path, |client| {
+                // A watch says nothing about a znode that its owner may not read.
+                if event.readers.as_deref().is_some_and(|acl| !client.may_read(acl)) {
+                    return;
+                }
                 let frame = frame.get_or_insert_with(|| event_frame(event.kind, &event.path, event.zxid));
                 client.push_event(event.zxid, frame.clone());
                 woken.push(client.clone());

@@ -51,11 +51,11 @@ impl Reader<'_> {
             }
             Request::GetChildren { path, .. } => {
                 self.readable(tree, path)?;
-                encode_names(tree.children(path), out);
+                encode_names(tree.children(or_root(path)), out);
             }
             Request::GetChildren2 { path, .. } => {
                 let znode = self.readable(tree, path)?;
-                encode_names(tree.children(path), out);
+                encode_names(tree.children(or_root(path)), out);
                 znode.stat().encode(out);
             }
             Request::GetAcl { path } => self.acl(tree, path, out)?,
@@ -66,7 +66,7 @@ impl Reader<'_> {
             }
             Request::GetAllChildrenNumber { path } => {
                 self.readable(tree, path)?;
-                Response::Number(descendants(tree, path)).encode(out);
+                Response::Number(descendants(tree, or_root(path))).encode(out);
             }
             Request::WhoAmI => self.who_am_i(out),
             Request::Ping => {}
@@ -77,7 +77,7 @@ impl Reader<'_> {
 
     /// The znode, if the client may read it. A path that can't be has no znode.
     pub(super) fn readable<'t>(&self, tree: &'t Tree, path: &str) -> Result<ZnodeRef<'t>, ErrorCode> {
-        let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
+        let znode = tree.get(or_root(path)).ok_or(ErrorCode::NoNode)?;
         if acl::permits(znode.acl, perms::READ, self.identities) { Ok(znode) } else { Err(ErrorCode::NoAuth) }
     }
 
@@ -98,7 +98,7 @@ impl Reader<'_> {
     }
 
     fn acl(&self, tree: &Tree, path: &str, out: &mut BytesMut) -> Result<(), ErrorCode> {
-        let znode = tree.get(path).ok_or(ErrorCode::NoNode)?;
+        let znode = tree.get(or_root(path)).ok_or(ErrorCode::NoNode)?;
         let is_admin = acl::permits(znode.acl, perms::ADMIN, self.identities);
         if !is_admin && !acl::permits(znode.acl, perms::READ, self.identities) {
             return Err(ErrorCode::NoAuth);
@@ -130,7 +130,7 @@ impl Reader<'_> {
                 },
                 Request::GetChildren { path, .. } => match self.readable(tree, path) {
                     Ok(_) => {
-                        let names: Vec<&str> = tree.children(path).collect();
+                        let names: Vec<&str> = tree.children(or_root(path)).collect();
                         let bytes = names.iter().map(|name| name.len() + 4).sum();
                         (OpResult::GetChildren(names), bytes)
                     }
@@ -152,12 +152,15 @@ impl Reader<'_> {
             _ => id.to_string(),
         };
         let Identities(known) = self.known;
-        // Being a super user is no identity of its own.
-        let known: Vec<(String, &String)> =
-            known.iter().filter(|(s, _)| s != "super").map(|(s, id)| (user(s, id), s)).collect();
+        let known: Vec<(String, &String)> = known.iter().map(|(s, id)| (user(s, id), s)).collect();
         let clients = known.iter().map(|(user, scheme)| ClientInfo { scheme, user }).collect();
         Response::Clients(clients).encode(out);
     }
+}
+
+/// To reads the empty path is the root, as in ZooKeeper.
+fn or_root(path: &str) -> &str {
+    if path.is_empty() { "/" } else { path }
 }
 
 /// Appends a reply that is an error and nothing besides.

@@ -180,6 +180,7 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
         ("uptime", hub.now().as_millis() as f64),
         ("quorum_size", roster.voters.len() as f64),
     ];
+    gauges.extend(file_descriptors());
     if leads {
         let followers = roster.voters.len() as f64 - 1.0;
         gauges.extend([
@@ -193,9 +194,35 @@ pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
     gauges
 }
 
+/// How many files and connections the process has open, and how many it may have, where the system tells.
+fn file_descriptors() -> Vec<(&'static str, f64)> {
+    let mut gauges = Vec::new();
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        // The directory itself is open while it is read.
+        gauges.push(("open_file_descriptor_count", open.count().saturating_sub(1) as f64));
+    }
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let max = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    gauges.extend(max.and_then(|max| max.parse().ok()).map(|max| ("max_file_descriptor_count", max)));
+    gauges
+}
+
+/// What a member of an ensemble does, in ZooKeeper's words; nothing for a server on its own.
+fn peer_state(service: &Service) -> Option<&'static str> {
+    match mode(service) {
+        "leader" => Some("leading - broadcast"),
+        "follower" => Some("following - broadcast"),
+        "observer" => Some("observing - broadcast"),
+        _ => None,
+    }
+}
+
 fn write_monitor(service: &Service, out: &mut String) -> std::fmt::Result {
     writeln!(out, "zk_version\t{VERSION}")?;
     writeln!(out, "zk_server_state\t{}", mode(service))?;
+    if let Some(state) = peer_state(service) {
+        writeln!(out, "zk_peer_state\t{state}")?;
+    }
     for (name, value) in gauges(service) {
         writeln!(out, "zk_{name}\t{value}")?;
     }

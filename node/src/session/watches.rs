@@ -291,7 +291,8 @@ impl Recent {
         zxid: i64,
         shared: bool,
     ) -> Option<EventType> {
-        let znode = tree.get(path);
+        // As in ZooKeeper, the empty path is the root.
+        let znode = tree.get(if path.is_empty() { "/" } else { path });
         match (watch, znode) {
             (Watch::Data, found) if exists => found.map(|_| EventType::NodeCreated),
             (Watch::Data | Watch::Child, None) => Some(EventType::NodeDeleted),

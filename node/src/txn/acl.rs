@@ -92,10 +92,16 @@ fn stored(entry: &wire::Acl<'_>, scheme: &str, id: &str) -> Acl {
 /// An address with the length of its network prefix: `10.1.0.0/16`, or a single address.
 fn parse_network(text: &str) -> Option<(std::net::IpAddr, u32)> {
     let (address, bits) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
-    let address: std::net::IpAddr = address.parse().ok()?;
+    let address = parse_v4(address).map(std::net::IpAddr::V4).or_else(|| address.parse().ok())?;
     let width = if address.is_ipv4() { 32 } else { 128 };
     let bits = bits.map_or(Some(width), |b| b.parse().ok().filter(|b| *b <= width))?;
     Some((address, bits))
+}
+
+/// Four numbers, which may have leading zeros, as in ZooKeeper.
+fn parse_v4(text: &str) -> Option<std::net::Ipv4Addr> {
+    let numbers: Vec<u8> = text.split('.').map(|number| number.parse().ok()).collect::<Option<_>>()?;
+    <[u8; 4]>::try_from(numbers).ok().map(Into::into)
 }
 
 fn ip_matches(network: &str, client: &str) -> bool {
@@ -166,9 +172,14 @@ mod tests {
         ] {
             assert_eq!(one(scheme, id), None, "{scheme}:{id}");
         }
-        for (scheme, id) in
-            [("world", "anyone"), ("digest", ":b"), ("ip", "::1"), ("ip", "1.2.3.4/0"), ("sasl", "x")]
-        {
+        for (scheme, id) in [
+            ("world", "anyone"),
+            ("digest", ":b"),
+            ("ip", "::1"),
+            ("ip", "1.2.3.4/0"),
+            ("ip", "01.2.3.004"),
+            ("sasl", "x"),
+        ] {
             assert_eq!(*one(scheme, id).unwrap(), [acl(-1, scheme, id)], "any bits may be set");
         }
         let twice = [wire::Acl::OPEN, asked[0], wire::Acl::OPEN];

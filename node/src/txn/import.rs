@@ -79,19 +79,22 @@ pub(super) fn apply(tree: &mut Tree, mesh: &Mesh, import: Import, events: &mut V
         }
         let path: Arc<str> = imported.path.into();
         let ImportedZnode { data, acl, owner, times, .. } = imported;
+        let acl: Arc<[Acl]> = acl.into();
         if tree.contains(&path) {
             tree.change(&path, |znode| {
                 (znode.data, znode.owner, znode.times) = (data, owner, times);
-                znode.acl = acl.into();
+                znode.acl = acl.clone();
             });
-            events.push(Event { kind: EventType::NodeDataChanged, path, zxid: 0 });
+            events.push(Event::new(EventType::NodeDataChanged, path, &acl));
             continue;
         }
-        tree.put(&path, Znode { subtree: LOCAL, data, acl: acl.into(), owner, times }.as_ref());
-        if let Some((parent, _)) = split_path(&path) {
-            events.push(Event { kind: EventType::NodeChildrenChanged, path: parent.into(), zxid: 0 });
+        tree.put(&path, Znode { subtree: LOCAL, data, acl: acl.clone(), owner, times }.as_ref());
+        if let Some((parent, _)) = split_path(&path)
+            && let Some(znode) = tree.get(parent)
+        {
+            events.push(Event::new(EventType::NodeChildrenChanged, parent, znode.acl));
         }
-        events.push(Event { kind: EventType::NodeCreated, path, zxid: 0 });
+        events.push(Event::new(EventType::NodeCreated, path, &acl));
     }
     tree.recount_quotas();
     tree.write_quota_stats();

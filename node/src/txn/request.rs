@@ -1,5 +1,6 @@
 //! A client's write, checked and applied to the tree with ZooKeeper's results and error codes.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use meridian_bridge::mesh::{Mesh, SubtreeId};
@@ -8,7 +9,7 @@ use meridian_wire::{Create, CreateMode, ErrorCode, EventType, OpCode, Request, S
 use meridian_wire::{validate_path, validate_sequential_path};
 
 use super::{MultiResult, Outcome, Policy, Reply, acl};
-use crate::tree::{Lifetime, TTL_MS_MAX, Times, Tree, ZnodeRef, split_path};
+use crate::tree::{Acl, Lifetime, TTL_MS_MAX, Times, Tree, ZnodeRef, split_path};
 
 /// Everything besides the tree that a request's result may depend on.
 pub struct Context<'a> {
@@ -37,6 +38,16 @@ pub struct Event {
     pub path: Arc<str>,
     /// The region's zxid of the change.
     pub zxid: i64,
+    /// Who may hear of it, which is who may read the znode; `None` is everybody.
+    pub readers: Option<Arc<[Acl]>>,
+}
+
+impl Event {
+    /// A change of a znode that has this ACL.
+    pub(super) fn new(kind: EventType, path: impl Into<Arc<str>>, acl: &Arc<[Acl]>) -> Self {
+        let readers = (!acl::permits(acl, perms::READ, &[])).then(|| acl.clone());
+        Self { kind, path: path.into(), zxid: 0, readers }
+    }
 }
 
 impl Policy {
@@ -91,14 +102,13 @@ fn apply_multi(
     operations: &[Request<'_>],
     events: &mut Vec<Event>,
 ) -> Outcome {
+    let Some(operations) = operations.iter().map(in_multi).collect::<Option<Vec<_>>>() else {
+        return Outcome::error(ErrorCode::MarshallingError);
+    };
     let (before, events_before) = (tree.clone(), events.len());
     let mut results = Vec::with_capacity(operations.len());
     for (index, operation) in operations.iter().enumerate() {
         match apply_one(tree, context, operation, events) {
-            // In a multi ZooKeeper answers create2 as it answers create.
-            Ok(MultiResult::Created(path, _)) if operation.op() == OpCode::Create2 => {
-                results.push(MultiResult::Created(path, None));
-            }
             Ok(result) => results.push(result),
             Err(error) => {
                 if !mutant::is(Mutant::HalfMulti) {
@@ -110,6 +120,27 @@ fn apply_multi(
         }
     }
     Outcome::ok(Reply::Multi(results))
+}
+
+/// An operation as ZooKeeper reads it within a multi, where the mode says what a create makes, not the operation.
+/// `None` if it takes the multi for unreadable: a create whose mode there is not, or that has no time to live.
+fn in_multi<'r, 'a>(operation: &'r Request<'a>) -> Option<Cow<'r, Request<'a>>> {
+    let (create, has_ttl) = match operation {
+        Request::Create(create) | Request::Create2(create) | Request::CreateContainer(create) => {
+            (create, false)
+        }
+        Request::CreateTtl { create, .. } => (create, true),
+        _ => return Some(Cow::Borrowed(operation)),
+    };
+    Some(match CreateMode::try_from(create.flags) {
+        Ok(CreateMode::Container) => Cow::Owned(Request::CreateContainer(create.clone())),
+        Ok(mode) if mode.is_ttl() && !has_ttl => return None,
+        Ok(mode) if has_ttl && !mode.is_ttl() => Cow::Owned(Request::Create(create.clone())),
+        Ok(_) => Cow::Borrowed(operation),
+        // It is refused when its turn comes.
+        Err(_) if has_ttl => Cow::Borrowed(operation),
+        Err(_) => return None,
+    })
 }
 
 /// Results of a multi whose operation `index` failed: ok before it, its error, and
@@ -218,8 +249,8 @@ fn create_znode(
         children: 0,
     };
     let stat = znode.stat();
-    events.push(Event { kind: EventType::NodeCreated, path: path.clone(), zxid: 0 });
-    events.push(Event { kind: EventType::NodeChildrenChanged, path: parent_path.into(), zxid: 0 });
+    events.push(Event::new(EventType::NodeCreated, path.clone(), &resolved));
+    events.push(Event::new(EventType::NodeChildrenChanged, parent_path, parent.acl));
     tree.create(&path, znode);
     Ok((path, stat))
 }
@@ -260,11 +291,15 @@ fn delete_znode(
 
 /// Deletes a znode that may be deleted, and says so to the watches.
 pub fn remove_znode(tree: &mut Tree, path: &str, zxid: i64, events: &mut Vec<Event>) {
-    tree.delete(path, zxid);
-    events.push(Event { kind: EventType::NodeDeleted, path: path.into(), zxid: 0 });
-    if let Some((parent, _)) = split_path(path) {
-        events.push(Event { kind: EventType::NodeChildrenChanged, path: parent.into(), zxid: 0 });
+    if let Some(znode) = tree.get(path) {
+        events.push(Event::new(EventType::NodeDeleted, path, znode.acl));
     }
+    if let Some((parent, _)) = split_path(path)
+        && let Some(znode) = tree.get(parent)
+    {
+        events.push(Event::new(EventType::NodeChildrenChanged, parent, znode.acl));
+    }
+    tree.delete(path, zxid);
 }
 
 /// Deletes the ephemerals of a session that lie in subtrees of one kind.
@@ -295,18 +330,19 @@ fn set_data(
 ) -> Result<MultiResult, ErrorCode> {
     let znode = readable(tree, path)?;
     permit(context, &znode, perms::WRITE)?;
-    expect_version(version, znode.times.version)?;
     if context.enforce_quota {
         within_quota(tree, path, 0, length(data) - length(znode.data))?;
     }
+    expect_version(version, znode.times.version)?;
     // A version of -1 would read as "any": it is skipped, as in ZooKeeper.
     let version = match znode.times.version.wrapping_add(1) {
         -1 => 0,
         next => next,
     };
     let times = Times { version, mzxid: context.zxid, mtime: context.time_ms, ..znode.times };
+    let event = Event::new(EventType::NodeDataChanged, path, znode.acl);
     let stat = tree.set_data(path, data, times).ok_or(ErrorCode::NoNode)?;
-    events.push(Event { kind: EventType::NodeDataChanged, path: path.into(), zxid: 0 });
+    events.push(event);
     Ok(MultiResult::Set(stat))
 }
 

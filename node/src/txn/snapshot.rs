@@ -241,7 +241,8 @@ pub(super) fn push_difference(
     after: Option<ZnodeRef<'_>>,
     events: &mut Vec<Event>,
 ) {
-    let mut push = |kind| events.push(Event { kind, path: path.into(), zxid: 0 });
+    let Some(acl) = after.or(before).map(|znode| znode.acl) else { return };
+    let mut push = |kind| events.push(Event::new(kind, path, acl));
     match (before, after) {
         (Some(old), Some(new)) => {
             let same_life = old.times.czxid == new.times.czxid;

@@ -504,14 +504,15 @@ impl Apply<'_, '_> {
         self.state.ensemble.members = members;
         self.state.ensemble.version = zxid;
         let text = Bytes::from(self.state.ensemble.text());
+        let acl: Arc<[Acl]> = Arc::new([Acl { perms: perms::READ, ..Acl::open() }]);
         self.on_tree(|tree, events| {
             tree.change(CONFIG_PATH, |znode| {
                 znode.data = Some(text);
-                znode.acl = Arc::new([Acl { perms: perms::READ, ..Acl::open() }]);
+                znode.acl = acl.clone();
                 znode.times.version = znode.times.version.wrapping_add(1);
                 (znode.times.mzxid, znode.times.mtime) = (zxid, time_ms);
             });
-            events.push(Event { kind: EventType::NodeDataChanged, path: CONFIG_PATH.into(), zxid: 0 });
+            events.push(Event::new(EventType::NodeDataChanged, CONFIG_PATH, &acl));
         });
     }
 
@@ -866,7 +867,10 @@ pub fn route(mesh: &Mesh, request: &Request<'_>) -> Result<Option<Orderer>, Erro
 pub fn makes_ephemeral(request: &Request<'_>) -> bool {
     let ephemeral = |c: &Create<'_>| CreateMode::try_from(c.flags).is_ok_and(CreateMode::is_ephemeral);
     match request {
-        Request::Create(create) | Request::Create2(create) => ephemeral(create),
+        // In a multi, createTTL with another mode makes what the mode says.
+        Request::Create(create) | Request::Create2(create) | Request::CreateTtl { create, .. } => {
+            ephemeral(create)
+        }
         Request::Multi(operations) => operations.iter().any(makes_ephemeral),
         _ => false,
     }

@@ -1,6 +1,8 @@
 //! Who may do what, and who is served at all.
 
-use meridian_wire::{Acl, AuthPacket, Create, CreateMode, ErrorCode, OpCode, Request, Response, perms};
+use meridian_wire::{
+    Acl, AuthPacket, Create, CreateMode, ErrorCode, EventType, OpCode, Request, Response, perms,
+};
 
 use crate::raw::RawClient;
 use crate::region::TestRegion;
@@ -34,7 +36,7 @@ async fn a_super_user_may_do_everything() {
     let (_, body) = owner.call(&Request::WhoAmI).await;
     let Response::Clients(known) = Response::decode(OpCode::WhoAmI, &body).unwrap() else { panic!() };
     let schemes: Vec<&str> = known.iter().map(|client| client.scheme).collect();
-    assert_eq!(schemes, ["ip", "digest", "digest"]);
+    assert_eq!(schemes, ["ip", "digest", "super", "digest"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,4 +117,29 @@ async fn without_users_sasl_proves_nothing() {
     let mut client = RawClient::connect(region.address(1)).await;
     assert_eq!(token(&mut client, b"").await, Ok(None));
     client.create("/fine", CreateMode::Persistent).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_nothing_of_what_its_owner_may_not_read() {
+    let region = TestRegion::start(1, 0).await;
+    let mut owner = RawClient::connect(region.address(1)).await;
+    owner.call(&digest(b"bob:secret")).await;
+    owner.create("/open", CreateMode::Persistent).await.unwrap();
+    let mut watchers =
+        [RawClient::connect(region.address(1)).await, RawClient::connect(region.address(1)).await];
+    watchers[1].call(&digest(b"bob:secret")).await;
+    for watcher in &mut watchers {
+        watcher.call(&Request::AddWatch { path: "/open", mode: 1 }).await;
+        watcher.call(&Request::Exists { path: "/open/secret", watch: true }).await;
+    }
+    assert_eq!(create_for(&mut owner, "/open/secret", "auth", "").await, ErrorCode::Ok);
+    assert_eq!(owner.set("/open/secret", b"x").await, ErrorCode::Ok);
+    owner.call(&Request::Delete { path: "/open/secret", version: -1 }).await;
+    let mut told = Vec::new();
+    for watcher in &mut watchers {
+        watcher.call(&Request::WhoAmI).await;
+        told.push(watcher.events.iter().map(|(_, kind, _)| *kind).collect::<Vec<_>>());
+    }
+    let all = [EventType::NodeCreated, EventType::NodeDataChanged, EventType::NodeDeleted];
+    assert_eq!(told, [&[][..], &all[..]]);
 }

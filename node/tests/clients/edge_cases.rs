@@ -207,6 +207,59 @@ async fn a_transaction_tells_what_became_of_each_operation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_a_transaction_the_mode_says_what_a_create_makes() {
+    let (_region, mut client) = single().await;
+    let new = |path, flags| Create { path, data: None, acl: vec![Acl::OPEN], flags };
+    let ttl = |path, flags, ttl_ms| Request::CreateTtl { create: new(path, flags), ttl_ms };
+    let (header, body) = client
+        .call(&Request::Multi(vec![
+            Request::Create(new("/plain", 0)),
+            Request::Create2(new("/with-stat", 0)),
+            Request::Create(new("/container", CreateMode::Container.into())),
+            ttl("/sequence-", CreateMode::PersistentSequential.into(), 0),
+            ttl("/ephemeral", CreateMode::Ephemeral.into(), -1),
+            ttl("/mortal", CreateMode::PersistentWithTtl.into(), 60_000),
+        ]))
+        .await;
+    assert_eq!(header.error, Ok);
+    let Response::Results(results) = Response::decode(OpCode::Multi, &body).unwrap() else { panic!() };
+    let has_stat = |result: &OpResult<'_>| match result {
+        OpResult::Create(_) => false,
+        OpResult::Create2 { .. } => true,
+        other => panic!("{other:?}"),
+    };
+    let has_stat: Vec<bool> = results.iter().map(has_stat).collect();
+    assert_eq!(has_stat, [false, true, true, false, false, true]);
+    assert_eq!(stat(&mut client, "/ephemeral").await.ephemeral_owner, client.session);
+    let unreadable = MarshallingError;
+    for (request, error) in [
+        (Request::Create(new("/x", 99)), unreadable),
+        (Request::Create2(new("/x", CreateMode::PersistentWithTtl.into())), unreadable),
+        (Request::CreateContainer(new("/x", -1)), unreadable),
+    ] {
+        let (header, _) = client.call(&Request::Multi(vec![plain("/before"), request])).await;
+        assert_eq!(header.error, error);
+    }
+    assert_eq!(multi(&mut client, vec![ttl("/x", 99, 1)]).await, (Ok, vec![BadArguments]));
+    expect(&mut client, &[(Request::Exists { path: "/before", watch: false }, NoNode)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_empty_path_is_the_root_to_reads() {
+    let (_region, mut client) = single().await;
+    expect(
+        &mut client,
+        &[
+            (Request::GetData { path: "", watch: false }, Ok),
+            (Request::GetChildren { path: "", watch: false }, Ok),
+            (Request::GetAcl { path: "" }, Ok),
+            (Request::SetData { path: "", data: None, version: -1 }, BadArguments),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watches_are_removed_by_kind_and_only_if_there_are_any() {
     let (_region, mut client) = single().await;
     let remove = |kind| Request::RemoveWatches { path: "/w", kind };

@@ -145,7 +145,10 @@ async fn operators_are_answered_in_words_and_over_http() {
     let address = region.address(leader);
     assert_eq!(ask(address, "ruok").await, "imok");
     assert_eq!(ask(address, "isro").await, "rw");
-    assert!(ask(address, "mntr").await.contains("zk_server_state\tleader\n"));
+    let monitored = ask(address, "mntr").await;
+    for line in ["zk_server_state\tleader\n", "zk_peer_state\tleading - broadcast\n"] {
+        assert!(monitored.contains(line), "{monitored}");
+    }
     assert!(ask(address, "conf").await.contains("tickTime=2000\n"));
     assert_eq!(ask(address, "gtmk").await, "306");
     assert!(ask(address, "conf").await.contains("membership: \nserver.1="));
@@ -206,6 +209,10 @@ async fn all_words_are_answered_where_all_are_listed() {
         ("dirs", "datadir_size: ".into()),
         ("conf", "secureClientPort=-1\n".into()),
         ("mntr", "zk_ephemerals_count\t1\n".into()),
+        #[cfg(target_os = "linux")]
+        ("mntr", "zk_max_file_descriptor_count\t".into()),
+        #[cfg(target_os = "linux")]
+        ("mntr", "zk_open_file_descriptor_count\t".into()),
         ("srvr", "Mode: standalone\n".into()),
         ("hash", "0x1".into()),
         ("crst", "Connection stats reset.\n".into()),

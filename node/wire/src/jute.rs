@@ -7,12 +7,23 @@ use crate::WireError;
 /// Reads jute fields off the front of a record.
 pub struct Input<'a> {
     rest: &'a [u8],
+    /// Whether a string that is none reads as [`UNREADABLE`].
+    takes_any_string: bool,
 }
+
+/// What a client's string that is not UTF-8 reads as. Java's servers put U+FFFD where they can't read a character,
+/// and no znode may be named so: it is the path of no znode, and no scheme or identity.
+const UNREADABLE: &str = "/\u{fffd}";
 
 impl<'a> Input<'a> {
     /// Reads a record from its beginning.
     pub fn new(record: &'a [u8]) -> Self {
-        Self { rest: record }
+        Self { rest: record, takes_any_string: false }
+    }
+
+    /// Reads a client's request: a string that is not UTF-8 is answered like one that names nothing.
+    pub(crate) fn of_client(record: &'a [u8]) -> Self {
+        Self { rest: record, takes_any_string: true }
     }
 
     /// The bytes not read yet.
@@ -70,7 +81,10 @@ impl<'a> Input<'a> {
     /// # Errors
     /// See [`Input::int`].
     pub fn nullable_string(&mut self) -> Result<Option<&'a str>, WireError> {
-        self.buffer()?.map(std::str::from_utf8).transpose().map_err(|_| WireError::NotUtf8)
+        match self.buffer()?.map(std::str::from_utf8).transpose() {
+            Err(_) if self.takes_any_string => Ok(Some(UNREADABLE)),
+            read => read.map_err(|_| WireError::NotUtf8),
+        }
     }
 
     /// A string; null reads as empty.

@@ -193,13 +193,14 @@ pub struct SetWatches<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body of a request; further bytes are ignored, as Java's servers do.
+    /// Reads the body of a request; further bytes are ignored, as Java's servers do. A string that is not UTF-8
+    /// reads as one that names nothing.
     ///
     /// Operations that are not a client's to ask ([`OpCode::Notification`],
     /// [`OpCode::DeleteContainer`], [`OpCode::CreateSession`], [`OpCode::Error`]) are
     /// [`WireError::NotARequest`].
     pub fn decode(op: OpCode, body: &'a [u8]) -> Result<Self, WireError> {
-        let mut input = Input::new(body);
+        let mut input = Input::of_client(body);
         match op {
             OpCode::Multi | OpCode::MultiRead => Self::read_multi(op, &mut input),
             _ => Self::read(op, &mut input),

@@ -77,9 +77,10 @@ fn nulls_read_as_null_or_empty() {
 }
 
 #[test]
-fn strings_must_be_utf_8() {
+fn what_is_not_utf_8_names_nothing_in_a_request_and_is_refused_elsewhere() {
     let path = [0, 0, 0, 2, 0xc3, 0x28];
-    assert_eq!(Request::decode(OpCode::Sync, &path), Err(WireError::NotUtf8));
+    assert_eq!(Request::decode(OpCode::Sync, &path), Ok(Request::Sync { path: "/\u{fffd}" }));
+    assert!(matches!(Response::decode(OpCode::Sync, &path), Err(WireError::NotUtf8)));
 }
 
 #[test]
