@@ -76,7 +76,14 @@ pub struct SystemNet;
 impl Net for SystemNet {
     fn listen(&self, address: String) -> BoxFuture<'static, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener = TcpListener::bind(&address).await.map_err(|e| named(&address, "listen on", &e))?;
+            let bound = match (TcpListener::bind(&address).await, address.strip_prefix("[::]:")) {
+                // Where there is no IPv6.
+                (Err(error), Some(port)) if error.kind() != io::ErrorKind::AddrInUse => {
+                    TcpListener::bind(format!("0.0.0.0:{port}")).await
+                }
+                (bound, _) => bound,
+            };
+            let listener = bound.map_err(|e| named(&address, "listen on", &e))?;
             Ok(Box::new(SystemListener(listener)) as Box<dyn Listener>)
         })
     }
@@ -135,6 +142,8 @@ impl Listener for SystemListener {
         Box::pin(async move {
             let (stream, peer) = self.0.accept().await?;
             stream.set_nodelay(true)?;
+            // Who comes by IPv4 to a socket for both has an address of IPv4.
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             Ok((Box::new(stream) as BoxStream, peer))
         })
     }

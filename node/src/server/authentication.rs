@@ -20,8 +20,8 @@ pub struct Authentication {
     pub digest_off: bool,
     /// The users of SASL DIGEST-MD5 with their passwords.
     pub sasl_users: BTreeMap<String, String>,
-    /// The user of SASL who may do everything (`zookeeper.superUser`).
-    pub sasl_super: Option<String>,
+    /// The users of SASL who may do everything (`zookeeper.superUser`, `zookeeper.superUser.*`).
+    pub sasl_supers: BTreeSet<String>,
     /// The subject of a client's certificate that may do everything (`X509AuthenticationProvider.superUser`).
     pub x509_super: Option<String>,
     /// Names of this ensemble that clients may insist on (`zookeeper.ensembleAuthName`); none takes any.
@@ -94,7 +94,7 @@ impl Authentication {
             return SaslStep::Token(Some(challenge));
         };
         let Some(proof) = begun.judge(token, &self.sasl_users) else { return SaslStep::Refused };
-        let is_super = self.sasl_super.as_ref() == Some(&proof.user);
+        let is_super = self.sasl_supers.contains(&proof.user);
         if add(identities, "sasl", &proof.user) && (!is_super || add(identities, "super", "")) {
             SaslStep::Token(Some(proof.token))
         } else {
