@@ -14,7 +14,7 @@ from mesh import Mesh
 # In this order: the later ones break things.
 MESH_THEMES = ["protocol", "sharing", "exclusion", "failover", "partition"]
 OTHER_THEMES = ["region", "operator_errors", "differential", "suites"]
-# Ten minutes of other people's tests: on request.
+# An hour of other people's tests: on request.
 ON_REQUEST = {"suites"}
 
 
