@@ -22,7 +22,7 @@ OTHER_THEMES = [
     "applications",
     "sasl",
 ]
-# Ten minutes and more of other people's tests and applications, and what needs a KDC and a build with Kerberos.
+# An hour of other people's tests, applications, and what needs a KDC and a build with Kerberos.
 ON_REQUEST = {"suites", "applications", "sasl"}
 
 

@@ -2,7 +2,8 @@
 
 kazoo's harness starts an ensemble itself: it finds suites-java/java before any other Java, which starts `meridian
 server` with the harness's own zoo.cfg. aiozk's tests want one server. The Debian package
-golang-github-samuel-go-zookeeper-dev has the Go client's; its harness starts servers as kazoo's does.
+golang-github-samuel-go-zookeeper-dev has the Go client's; its harness starts servers as kazoo's does. ZooKeeper's own
+tests, in Java and of its C client, are in suites_zookeeper.py.
 """
 
 import contextlib
@@ -168,6 +169,20 @@ def check_go_client(binary):
     say(f"{len(passed)} passed")
 
 
+def check_zookeeper(binary):
+    """ZooKeeper's own tests in Java that need a server pass, the insides of its server aside"""
+    import suites_zookeeper
+
+    suites_zookeeper.check_java(binary)
+
+
+def check_c(binary):
+    """the C client's own tests pass"""
+    import suites_zookeeper
+
+    suites_zookeeper.check_c(binary)
+
+
 def check_curator(binary):
     """Curator's lock, leader latch, cache, counter, containers and transactions work (skipped where not installed)"""
     from differential import is_serving
@@ -200,6 +215,6 @@ def adapt_to_39(file):
 
 
 if __name__ == "__main__":
-    for check in (check_kazoo, check_aiozk, check_go_client, check_curator):
+    for check in (check_kazoo, check_aiozk, check_go_client, check_zookeeper, check_c, check_curator):
         if len(sys.argv) < 3 or sys.argv[2] in check.__name__:
             check(sys.argv[1])

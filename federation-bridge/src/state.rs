@@ -163,12 +163,19 @@ pub struct Pending {
 /// The server of this region that waits for an answer, and its number for the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
-    /// The server; 0 if nobody waits.
+    /// The server.
     pub server: u8,
     /// The start of that server, so that answers never reach a later one.
     pub boot: u32,
-    /// The server's own number for the request.
+    /// The server's own number for the request, from 1; 0 if nobody waits.
     pub sequence: u64,
+}
+
+impl Caller {
+    /// Whether there is one.
+    pub fn waits(&self) -> bool {
+        self.sequence != 0
+    }
 }
 
 impl Outbox {
@@ -177,7 +184,7 @@ impl Outbox {
         let full = self.requests.len() >= limits::OUTBOX_REQUESTS_MAX
             || self.bytes + request.len() > limits::OUTBOX_BYTES_MAX;
         // What the region itself must say (a session is gone) may not be lost to a full outbox.
-        if full && caller.server != 0 {
+        if full && caller.waits() {
             return None;
         }
         self.last = self.last.checked_add(1)?;
@@ -826,7 +833,7 @@ impl Federation {
                 let settled = (region == self.region && sequence > 0)
                     .then(|| self.outboxes.get_mut(&orderer)?.settle(sequence))
                     .flatten();
-                let caller = settled.map(|p| p.caller).filter(|c| c.server != 0);
+                let caller = settled.map(|p| p.caller).filter(Caller::waits);
                 // As of this place: an expiry that follows in the same entry of the region's log comes later.
                 let lease_epoch = self.orders.get(&orderer).map_or(0, |o| o.lease_epoch(region));
                 Delivery::Request { orderer, zxid, time_ms, region, lease_epoch, request, caller }
@@ -882,12 +889,7 @@ impl Federation {
         }
         let Some(outbox) = self.outboxes.get_mut(&orderer) else { return Vec::new() };
         let settled: Vec<u64> = outbox.requests.keys().copied().take_while(|s| *s <= cursor).collect();
-        settled
-            .into_iter()
-            .filter_map(|s| outbox.settle(s))
-            .map(|p| p.caller)
-            .filter(|c| c.server != 0)
-            .collect()
+        settled.into_iter().filter_map(|s| outbox.settle(s)).map(|p| p.caller).filter(Caller::waits).collect()
     }
 }
 

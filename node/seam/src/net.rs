@@ -1,13 +1,13 @@
 //! Sockets: TCP for clients and for the servers of a region, UDP for QUIC between regions.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Buffers asked for at a UDP socket: 300 ms at 100 Mbit/s, while the process is not scheduled.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -73,10 +73,32 @@ pub async fn listen(net: &dyn Net, address: &str) -> io::Result<Box<dyn Listener
 #[derive(Debug, Default)]
 pub struct SystemNet;
 
+/// Listens to IPv6 and IPv4, whatever the system does with such sockets by default; where there is no IPv6, to IPv4.
+async fn listen_to_both_families(port: u16) -> io::Result<TcpListener> {
+    let Ok(socket) = TcpSocket::new_v6() else {
+        return TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+    };
+    socket2::SockRef::from(&socket).set_only_v6(false)?;
+    socket.set_reuseaddr(true)?;
+    match socket.bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        bound => bound.and_then(|()| socket.listen(BACKLOG)),
+    }
+}
+
+/// Connections that wait to be accepted; the system's own bound may be lower.
+const BACKLOG: u32 = 1_024;
+
 impl Net for SystemNet {
     fn listen(&self, address: String) -> BoxFuture<'static, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener = TcpListener::bind(&address).await.map_err(|e| named(&address, "listen on", &e))?;
+            let bound = match address.strip_prefix("[::]:").and_then(|port| port.parse().ok()) {
+                Some(port) => listen_to_both_families(port).await,
+                None => TcpListener::bind(&address).await,
+            };
+            let listener = bound.map_err(|e| named(&address, "listen on", &e))?;
             Ok(Box::new(SystemListener(listener)) as Box<dyn Listener>)
         })
     }
@@ -135,6 +157,8 @@ impl Listener for SystemListener {
         Box::pin(async move {
             let (stream, peer) = self.0.accept().await?;
             stream.set_nodelay(true)?;
+            // Who comes by IPv4 to a socket for both has an address of IPv4.
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             Ok((Box::new(stream) as BoxStream, peer))
         })
     }

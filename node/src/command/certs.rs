@@ -30,8 +30,7 @@ enum CertsCommand {
     Issue {
         /// The server's region
         region: String,
-        /// Its number in the region, 1 to 255
-        #[arg(value_parser = clap::value_parser!(u8).range(1..))]
+        /// Its number in the region, 0 to 255
         server: u8,
         /// Where authority.pem and authority.key are, and where the server's files go
         #[arg(long, default_value = ".")]

@@ -43,7 +43,7 @@ const ENVIRONMENT_PREFIX: &str = "MERIDIAN_";
 pub struct ServerConfig {
     /// Name of the region.
     pub region: String,
-    /// This server's number in the region, 1 to 255.
+    /// This server's number in the region, 0 to 255.
     pub server: u8,
     /// Where the log and the snapshots live. Must be on a disk of its own kind: every write waits for it.
     pub data_dir: PathBuf,
@@ -205,7 +205,7 @@ impl Default for AdminConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerEntry {
-    /// Its number, 1 to 255.
+    /// Its number, 0 to 255.
     pub number: u8,
     /// Where the other servers of the region reach it: `host:port`.
     pub address: String,
@@ -476,12 +476,12 @@ impl ServerConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        if self.server == 0 || !self.servers.iter().any(|s| s.number == self.server) {
+        if !self.servers.iter().any(|s| s.number == self.server) {
             return invalid("server", format!("{} is not among the numbers under [[servers]]", self.server));
         }
         for (i, entry) in self.servers.iter().enumerate() {
-            if entry.number == 0 || self.servers[..i].iter().any(|s| s.number == entry.number) {
-                return invalid("servers", format!("number {} is 0 or appears twice", entry.number));
+            if self.servers[..i].iter().any(|s| s.number == entry.number) {
+                return invalid("servers", format!("number {} appears twice", entry.number));
             }
         }
         let voters = self.servers.iter().filter(|s| s.role == Role::Voter).count();

@@ -27,6 +27,8 @@ pub struct AuthenticationConfig {
     pub kerberos: Option<KerberosConfig>,
     /// The user of SASL who may do everything, as the identity is written in ACLs.
     pub sasl_super: Option<String>,
+    /// Further users of SASL who may do everything, by any names.
+    pub sasl_supers: BTreeMap<String, String>,
     /// The subject of a client's certificate that may do everything, as `CN=admin,O=example`.
     pub x509_super: Option<String>,
     /// Names of this ensemble; a client that gives another one is disconnected.
@@ -46,6 +48,7 @@ impl Default for AuthenticationConfig {
             sasl_users_file: None,
             kerberos: None,
             sasl_super: None,
+            sasl_supers: BTreeMap::new(),
             x509_super: None,
             ensemble_names: BTreeSet::new(),
             required_schemes: BTreeSet::new(),
@@ -89,7 +92,7 @@ impl AuthenticationConfig {
             digest_off: !self.digest,
             sasl_users,
             kerberos: kerberos.map(Arc::new),
-            sasl_super: self.sasl_super.clone(),
+            sasl_supers: self.sasl_super.iter().chain(self.sasl_supers.values()).cloned().collect(),
             x509_super: self.x509_super.clone(),
             ensemble_names: self.ensemble_names.clone(),
             required_schemes: self.required_schemes.clone(),

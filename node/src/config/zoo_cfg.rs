@@ -224,6 +224,7 @@ const KEYS: &[(&str, Treatment)] = {
         ("IPAuthenticationProvider.usexforwardedfor", Silent),
         ("X509AuthenticationProvider.superUser", Is("client.authentication.x509_super", Text)),
         ("superUser", Is("client.authentication.sasl_super", Text)),
+        ("letAnySaslUserDoX", NoEffect("an ACL of the scheme sasl names one user")),
         ("ensembleAuthName", Is("client.authentication.ensemble_names", Words)),
         ("skipACL", Is("client.authentication.skip_acl", Boolean)),
         ("java.security.auth.login.config", Is("client.authentication.sasl_users_file", Text)),
@@ -269,6 +270,9 @@ const KEYS: &[(&str, Treatment)] = {
 
 /// Parts of a key of our own at most; none that there is has as many.
 const KEY_PARTS_MAX: usize = 8;
+
+/// Where clients connect unless it is said: every address of this server, of IPv4 and IPv6.
+const ANY_HOST: &str = "[::]";
 
 /// Where an ensemble on its own gets its region's name from, unless `meridian.region` says so.
 const REGION: &str = "zookeeper";
@@ -353,6 +357,11 @@ impl Translation {
         if key.starts_with("server.") || key == "authProvider" || key.starts_with("authProvider.") {
             return Ok(());
         }
+        if let Some(name) = key.strip_prefix("superUser.") {
+            // A name may have dots, which would make it a table here.
+            return self
+                .set(&format!("client.authentication.sasl_supers.{}", name.replace('.', "_")), json!(value));
+        }
         if key.starts_with("group.") || key.starts_with("weight.") {
             return invalid(
                 key,
@@ -411,7 +420,7 @@ impl Translation {
         for (key, value) in &self.lines {
             let Some(number) = key.strip_prefix("server.") else { continue };
             let Ok(number) = number.parse::<u8>() else {
-                return invalid(key, "servers have numbers from 1 to 255 here; number them anew");
+                return invalid(key, "servers have numbers from 0 to 255 here; number them anew");
             };
             match value.parse::<Member>() {
                 Ok(member) => members.insert(number, member),
@@ -475,7 +484,7 @@ impl Translation {
             Ok(number) => Ok(number),
             Err(_) => invalid(
                 "myid",
-                format!("{} holds '{}', which is no number from 1 to 255", file.display(), text.trim()),
+                format!("{} holds '{}', which is no number from 0 to 255", file.display(), text.trim()),
             ),
         }
     }
@@ -486,14 +495,17 @@ impl Translation {
             Ok(port) => Ok(port),
             Err(_) => invalid("clientPort", format!("'{port}' is no port")),
         });
-        let host = self.get("clientPortAddress").unwrap_or("0.0.0.0");
+        let host = self.get("clientPortAddress").unwrap_or(ANY_HOST);
         match (port.transpose()?, of_member) {
             (Some(port), Some(of_member)) if !of_member.ends_with(&format!(":{port}")) => invalid(
                 "clientPort",
                 format!("is {port}, but the line of this server says {of_member}: keep one of them"),
             ),
-            (Some(port), _) => Ok(Some(format!("{host}:{port}"))),
-            (None, Some(of_member)) => Ok(Some(of_member.to_string())),
+            (Some(port), _) => Ok(Some(at_port(host, port))),
+            (None, Some(of_member)) => Ok(Some(match of_member.strip_prefix("0.0.0.0:") {
+                Some(port) => format!("{ANY_HOST}:{port}"),
+                None => of_member.to_string(),
+            })),
             (None, None) if self.lines.contains_key("secureClientPort") => Ok(None),
             (None, None) => {
                 invalid("clientPort", "is missing: say where clients connect, as clientPort=2181")
@@ -529,8 +541,7 @@ impl Translation {
         self.set("client.tls.client_certificates", json!(asked))?;
         if let Some(port) = self.get("secureClientPort") {
             let host = self.get("secureClientPortAddress").or_else(|| self.get("clientPortAddress"));
-            let listen = format!("{}:{port}", host.unwrap_or("0.0.0.0"));
-            self.set("client.tls.listen", json!(listen))?;
+            self.set("client.tls.listen", json!(at_port(host.unwrap_or(ANY_HOST), port)))?;
         }
         Ok(())
     }
@@ -558,6 +569,11 @@ impl Translation {
     fn sessions(&mut self) -> Result<(), ConfigError> {
         let mode = match (self.is("localSessionsEnabled"), self.is("localSessionsUpgradingEnabled")) {
             (false, _) => "off",
+            (true, _) if self.is_standalone() => {
+                // A restart must not end them.
+                self.notices.push("localSessionsEnabled has no effect for a server on its own".into());
+                "off"
+            }
             (true, false) => "only",
             (true, true) => "upgrading",
         };
@@ -581,6 +597,12 @@ impl Translation {
             }
         }
         Ok(())
+    }
+
+    /// Whether ZooKeeper would run without a quorum.
+    fn is_standalone(&self) -> bool {
+        let servers = self.lines.keys().filter(|key| key.starts_with("server.")).count();
+        servers == 0 || servers == 1 && self.get("standaloneEnabled") != Some("false")
     }
 
     /// What a client must have proved.
@@ -647,6 +669,14 @@ fn typed(key: &str, value: &str, kind: Kind) -> Result<Option<serde_json::Value>
     }
 }
 
+/// Java takes a literal address of IPv6 without brackets as well.
+fn at_port(host: &str, port: impl std::fmt::Display) -> String {
+    match host.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{port}"),
+        Err(_) => format!("{host}:{port}"),
+    }
+}
+
 /// ZooKeeper takes any key for a system property, so that an unknown one is no error there.
 fn unknown(key: &str) -> String {
     let similar = KEYS.iter().map(|(name, _)| (strsim::jaro_winkler(key, name), *name));
@@ -679,7 +709,7 @@ mod tests {
     fn an_ensemble_starts_as_it_stands() {
         let config = load(THREE, "2\n").unwrap();
         assert_eq!((config.server, config.tick_ms), (2, 2_000));
-        assert_eq!(config.client.listen, "0.0.0.0:2181");
+        assert_eq!(config.client.listen, "[::]:2181");
         assert_eq!(config.peer_listen(), "zk2:2888");
         assert_eq!(config.members()[&3].to_string(), "zk3:2888:3888:observer;0.0.0.0:2183");
         assert_eq!(config.client.four_letter_words, ["srvr"]);
@@ -689,7 +719,7 @@ mod tests {
     #[test]
     fn the_client_port_may_stand_with_the_server() {
         let config = load(&THREE.replace("clientPort=2181\n", ""), "3").unwrap();
-        assert_eq!(config.client.listen, "0.0.0.0:2183");
+        assert_eq!(config.client.listen, "[::]:2183");
         let both = load(THREE, "3").unwrap_err().to_string();
         assert!(both.contains("keep one of them"), "{both}");
         let none = load(&THREE.replace("clientPort=2181\n", ""), "1").unwrap_err().to_string();
@@ -747,7 +777,7 @@ mod tests {
             ("forceSync=no", "always on disk"),
             ("group.1=1:2", "make each group a region"),
             ("tickTime=often", "no number"),
-            ("server.300=a:1:2", "from 1 to 255"),
+            ("server.300=a:1:2", "from 0 to 255"),
             ("server.4=a:1", "host:port:port"),
             ("reconfigEnabled=maybe", "neither true nor false"),
         ] {
@@ -769,10 +799,11 @@ mod tests {
         let secure = "secureClientPort=2281\nssl.keyStore.location=/k.pem\nssl.trustStore.location=/t\n\
             ssl.trustStore.type=PEM\nclient.portUnification=true\nauthProvider.1=x\nskipACL=yes\n\
             DigestAuthenticationProvider.superDigest=super:x\nenforce.auth.enabled=true\n\
-            enforce.auth.schemes=sasl, x509\nzookeeper.ensembleAuthName=a,b\n";
+            enforce.auth.schemes=sasl, x509\nzookeeper.ensembleAuthName=a,b\n\
+            superUser=root\nzookeeper.superUser.a.b=wheel\n";
         let config = load(&format!("{THREE}{secure}"), "1").unwrap();
         let tls = config.client.tls.unwrap();
-        assert_eq!(tls.listen.as_deref(), Some("0.0.0.0:2281"));
+        assert_eq!(tls.listen.as_deref(), Some("[::]:2281"));
         assert!(tls.port_unification && tls.key.ends_with("k.pem"));
         assert_eq!(tls.client_certificates, Some(ClientCertificates::Need));
         let authentication = config.client.authentication;
@@ -780,6 +811,8 @@ mod tests {
         assert!(authentication.skip_acl);
         assert_eq!(authentication.required_schemes, ["sasl".to_string(), "x509".to_string()].into());
         assert_eq!(authentication.ensemble_names.len(), 2);
+        assert_eq!(authentication.sasl_super.as_deref(), Some("root"));
+        assert_eq!(authentication.sasl_supers.values().collect::<Vec<_>>(), ["wheel"]);
         assert_eq!(config.notices, [""; 0]);
         let alone = "dataDir=DIR\nsecureClientPort=2281\nssl.clientAuth=none\nssl.keyStore.location=/k.pem\n";
         assert_eq!(load(alone, "").unwrap().client.listen, "", "TLS alone");
@@ -822,10 +855,31 @@ mod tests {
         assert_eq!((client.outstanding_max, client.throttle.tokens_max), (500, 9));
         assert_eq!((client.throttle.freeze_ms, client.throttle.drop_increase), (None, 0.5));
         assert_eq!((client.throttle.global_session_weight, client.throttle.renewal_weight), (3, 2));
+        let alone = load("dataDir=DIR\nclientPort=2181\nlocalSessionsEnabled=true\n", "").unwrap();
+        assert_eq!(alone.client.local_sessions, crate::server::LocalSessionMode::Off);
+        assert!(alone.notices.join("").contains("localSessionsEnabled has no effect"));
         let plain = load(&format!("{THREE}requestThrottleLimit=7\n"), "1").unwrap().client;
         assert_eq!(plain.outstanding_max, 7);
         let error = load(&format!("{THREE}connectionDropIncrease=2\n"), "1").unwrap_err().to_string();
         assert!(error.contains("from 0 to 1"), "{error}");
+    }
+
+    #[test]
+    fn clients_come_by_ipv6() {
+        let listen = |host: &str| {
+            let text = format!("dataDir=DIR\nclientPort=2181\nclientPortAddress={host}\n");
+            load(&text, "").unwrap().client.listen
+        };
+        assert_eq!(listen("::1"), "[::1]:2181");
+        assert_eq!(listen("0:0:0:0:0:0:0:1"), "[::1]:2181");
+        assert_eq!(listen("[::1]"), "[::1]:2181");
+        assert_eq!(listen("zk1"), "zk1:2181");
+    }
+
+    #[test]
+    fn a_server_may_have_the_number_zero() {
+        let config = load("dataDir=DIR\nserver.0=zk0:2888:3888;2181\n", "0").unwrap();
+        assert_eq!((config.server, config.servers[0].number), (0, 0));
     }
 
     #[test]
@@ -834,6 +888,6 @@ mod tests {
         let dynamic = dir.path().join("zoo.cfg.dynamic");
         std::fs::write(&dynamic, "server.1=zk1:2888:3888;2181\\\n\n").unwrap();
         let text = format!("dataDir=DIR\ndynamicConfigFile={}\n", dynamic.display());
-        assert_eq!(load(&text, "1").unwrap().client.listen, "0.0.0.0:2181");
+        assert_eq!(load(&text, "1").unwrap().client.listen, "[::]:2181");
     }
 }

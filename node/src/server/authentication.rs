@@ -23,8 +23,8 @@ pub struct Authentication {
     pub sasl_users: BTreeMap<String, String>,
     /// SASL GSSAPI, if clients may use it.
     pub kerberos: Option<Arc<Kerberos>>,
-    /// The user of SASL who may do everything (`zookeeper.superUser`).
-    pub sasl_super: Option<String>,
+    /// The users of SASL who may do everything (`zookeeper.superUser`, `zookeeper.superUser.*`).
+    pub sasl_supers: BTreeSet<String>,
     /// The subject of a client's certificate that may do everything (`X509AuthenticationProvider.superUser`).
     pub x509_super: Option<String>,
     /// Names of this ensemble that clients may insist on (`zookeeper.ensembleAuthName`); none takes any.
@@ -98,7 +98,7 @@ impl Authentication {
                 SaslStep::Token(Some(token))
             }
             Step::Proved { user, token } => {
-                let is_super = self.sasl_super.as_ref() == Some(&user);
+                let is_super = self.sasl_supers.contains(&user);
                 if add(identities, "sasl", &user) && (!is_super || add(identities, "super", "")) {
                     SaslStep::Token(token)
                 } else {

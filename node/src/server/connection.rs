@@ -921,18 +921,24 @@ impl Connection {
                 let is_required = authentication.requires_sasl();
                 let error =
                     if is_required { ErrorCode::SessionClosedRequireSaslAuth } else { ErrorCode::AuthFailed };
-                self.refuse(xid, error, &format!("sasl: {reason}"));
-                Ok(())
+                self.note_refusal(&format!("sasl: {reason}"));
+                // Java's client, in the midst of an exchange, takes an answer without a token for a lost connection.
+                let header = ReplyHeader { xid, zxid: 0, error };
+                Ok(Response::Token(None).encode_frame(header, &mut self.output)?)
             }
         }
     }
 
     /// The last that a client hears that has not proved what it must.
     fn refuse(&mut self, xid: i32, error: ErrorCode, reason: &str) {
+        self.note_refusal(reason);
+        reply_error(xid, 0, error, &mut self.output);
+    }
+
+    fn note_refusal(&mut self, reason: &str) {
         // It may quote the client.
         tracing::info!(peer = %self.client.peer, ?reason, "closed: authentication refused");
         self.service.hub.metrics.authentication_failed();
-        reply_error(xid, 0, error, &mut self.output);
         self.stage = Stage::Last;
     }
 

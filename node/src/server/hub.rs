@@ -42,6 +42,8 @@ pub struct Hub {
     settled: AtomicI64,
     /// When the leader, with a majority behind it, was last known to have this server's report.
     contact_ms: AtomicU64,
+    /// What it was at the start, when there had been none.
+    no_contact_ms: u64,
     /// When a leader last gave every session its whole timeout.
     renewed_ms: AtomicU64,
     leadership: OnceLock<watch::Receiver<Leadership>>,
@@ -117,7 +119,8 @@ impl Hub {
 
     pub(super) fn new(region: RegionId, server: u8, clock: Arc<dyn Clock>, expiry: Expiry) -> Self {
         let view = View { state: State::new(region), position: Default::default() };
-        let contact_ms = AtomicU64::new(millis(clock.monotonic()));
+        let no_contact_ms = millis(clock.monotonic());
+        let contact_ms = AtomicU64::new(no_contact_ms);
         Self {
             view: Arc::new(ArcSwap::from_pointee(view)),
             clock,
@@ -131,6 +134,7 @@ impl Hub {
             expiry: Mutex::new(expiry),
             settled: AtomicI64::new(0),
             contact_ms,
+            no_contact_ms,
             renewed_ms: AtomicU64::new(0),
             leadership: OnceLock::new(),
             lease: Arc::default(),
@@ -279,6 +283,11 @@ impl Hub {
     /// When the leader, with a majority behind it, was last in touch.
     pub fn contact(&self) -> Duration {
         Duration::from_millis(self.contact_ms.load(Ordering::Relaxed))
+    }
+
+    /// Whether there was a leader in touch since the start.
+    pub(super) fn has_had_contact(&self) -> bool {
+        self.contact_ms.load(Ordering::Relaxed) > self.no_contact_ms
     }
 
     pub(super) fn in_contact(&self, at: Duration) {

@@ -21,10 +21,15 @@ use crate::txn::Command;
 pub(super) async fn sweep(service: Arc<Service>) {
     let hub = &service.hub;
     let mut ticks = every(service.options.report_interval());
-    let leadership = service.region.leadership();
+    let mut leadership = service.region.leadership();
     let mut led_term = None;
     loop {
-        ticks.tick().await;
+        // A new leader sets its policy before it takes a client's write.
+        tokio::select! {
+            biased;
+            Ok(()) = leadership.changed() => {}
+            _ = ticks.tick() => {}
+        }
         let now = hub.now();
         let (cut_off, read_only) = (service.is_cut_off(), service.is_read_only());
         let out_of_touch = is_out_of_touch(&service, now);

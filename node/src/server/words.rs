@@ -45,7 +45,7 @@ pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> Str
     if !listed(&word) && !listed("*") {
         return format!("{word} is not executed because it is not in the whitelist.\n");
     }
-    if service.is_cut_off() && !service.is_read_only() {
+    if !has_found_a_leader(service) || service.is_cut_off() && !service.is_read_only() {
         match &*word {
             "isro" => return "null".into(),
             "srvr" | "stat" | "mntr" => {
@@ -94,6 +94,12 @@ pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> Str
         _ => writeln!(out, "{word} is not supported."),
     };
     out
+}
+
+/// False from the start of the server until it knows who leads; a pause between two leaders does not count.
+fn has_found_a_leader(service: &Service) -> bool {
+    let known = service.region.leadership().borrow().leader.is_some();
+    known || service.hub.has_had_contact() || service.is_read_only()
 }
 
 /// `leader`, `follower`, `observer`, `standalone` or `read-only`.

@@ -69,9 +69,8 @@ pub fn resolve(asked: &[wire::Acl<'_>], identities: &[u8]) -> Option<Arc<[Acl]>>
             }
             "digest" if is_digest(entry.id) => resolved.push(stored(entry, entry.scheme, entry.id)),
             "ip" if parse_network(entry.id).is_some() => resolved.push(stored(entry, entry.scheme, entry.id)),
-            "x509" | "sasl" if !entry.id.is_empty() => {
-                resolved.push(stored(entry, entry.scheme, entry.id));
-            }
+            "x509" if !entry.id.is_empty() => resolved.push(stored(entry, entry.scheme, entry.id)),
+            "sasl" if is_principal(entry.id) => resolved.push(stored(entry, entry.scheme, entry.id)),
             _ => return None,
         }
     }
@@ -83,6 +82,14 @@ pub fn resolve(asked: &[wire::Acl<'_>], identities: &[u8]) -> Option<Arc<[Acl]>>
 /// `user:digest`, neither with a further colon; ZooKeeper takes an empty user, but no empty digest.
 fn is_digest(id: &str) -> bool {
     id.split_once(':').is_some_and(|(_, digest)| !digest.is_empty() && !digest.contains(':'))
+}
+
+/// A user's name, or `name@REALM` or `name/host@REALM` as Kerberos has them.
+fn is_principal(id: &str) -> bool {
+    match id.split_once('@') {
+        None => !id.is_empty(),
+        Some((name, realm)) => name.matches('/').count() <= 1 && !realm.contains(['/', '@']),
+    }
 }
 
 fn stored(entry: &wire::Acl<'_>, scheme: &str, id: &str) -> Acl {
@@ -169,6 +176,9 @@ mod tests {
             ("ip", "1.2.3"),
             ("ip", "1.2.3.4/33"),
             ("sasl", ""),
+            ("sasl", "user@REALM/host"),
+            ("sasl", "user@REALM@OTHER"),
+            ("sasl", "a/b/c@REALM"),
         ] {
             assert_eq!(one(scheme, id), None, "{scheme}:{id}");
         }
@@ -179,6 +189,8 @@ mod tests {
             ("ip", "1.2.3.4/0"),
             ("ip", "01.2.3.004"),
             ("sasl", "x"),
+            ("sasl", "a/b/c"),
+            ("sasl", "service/host@REALM"),
         ] {
             assert_eq!(*one(scheme, id).unwrap(), [acl(-1, scheme, id)], "any bits may be set");
         }

@@ -82,7 +82,7 @@ pub enum ReconfigError {
     #[error("{0}")]
     BadArguments(String),
     /// It would make sense to ZooKeeper, whose servers may have larger numbers.
-    #[error("'{0}' is no number from 1 to 255, which servers have here")]
+    #[error("'{0}' is no number from 0 to 255, which servers have here")]
     Number(String),
 }
 

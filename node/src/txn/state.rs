@@ -494,7 +494,7 @@ impl Apply<'_, '_> {
                 Outcome::error(refusal.unwrap_or(ErrorCode::SystemError))
             }
         };
-        if change.caller.server != 0 {
+        if change.caller.waits() {
             self.answer(change.caller, outcome);
         }
     }

@@ -187,7 +187,7 @@ async fn a_principal_is_an_identity() {
     if !in_realm("a_principal_is_an_identity") {
         return;
     }
-    let region = region(|o| o.authentication.sasl_super = Some("root@MERIDIAN.TEST".into())).await;
+    let region = region(|o| o.authentication.sasl_supers = ["root@MERIDIAN.TEST".into()].into()).await;
     let mut alice = proved(&region, "alice").await;
     assert_eq!(identities(&mut alice).await[1], ("sasl".into(), "alice@MERIDIAN.TEST".into()));
     assert_eq!(create_for(&mut alice, "/hers", "alice@MERIDIAN.TEST").await, ErrorCode::Ok);

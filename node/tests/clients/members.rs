@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use meridian_node::txn::ensemble::{Member, Members, Role};
-use meridian_wire::{AuthPacket, ErrorCode, OpCode, Request, Response};
+use meridian_wire::{AuthPacket, CreateMode, ErrorCode, OpCode, Request, Response};
 use zookeeper_client as zk;
 
 use crate::raw::RawClient;
@@ -77,6 +77,25 @@ async fn a_new_server_joins_and_its_vote_counts() {
     let client = self::client(&region.addresses()).await;
     client.create("/after", b"2", &open()).await.unwrap();
     assert_eq!(client.get_data("/before").await.unwrap().0, b"1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_number_zero_serves_and_takes_changes_of_members() {
+    let mut region = TestRegion::with(2, 0, |options| {
+        options.reconfig_enabled = true;
+        options.authentication.skip_acl = true;
+    })
+    .await;
+    region.join_server(0).await;
+    let wanted = members(&region, &[(0, Role::Voter), (1, Role::Voter), (2, Role::Voter)]);
+    region.server(1).region().change_members(wanted).await.unwrap();
+    region.server(1).region().transfer_leadership(0).await.unwrap();
+
+    let mut client = RawClient::connect(region.address(0)).await;
+    client.create("/zero", CreateMode::Persistent).await.unwrap();
+    let joining = Some("server.9=127.0.0.1:9999:9998:observer;127.0.0.1:9997");
+    let change = Request::Reconfig { joining, leaving: None, new_members: None, config_id: -1 };
+    assert_eq!(client.call(&change).await.0.error, ErrorCode::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread")]

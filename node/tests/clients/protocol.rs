@@ -183,6 +183,27 @@ async fn operators_are_answered_in_words_and_over_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_leader_says_that_it_does_not_serve() {
+    let mut region = TestRegion::prepare(3, 0, |_| {});
+    region.start_server(1).await;
+    let answer = ask(region.address(1), "srvr").await;
+    assert_eq!(answer, "This ZooKeeper instance is not currently serving requests\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_come_by_both_families_of_addresses() {
+    let region = TestRegion::with(1, 0, |o| o.client_listen = Some("[::]:0".into())).await;
+    let port = region.address(1).port();
+    let mut v4 = RawClient::connect((std::net::Ipv4Addr::LOCALHOST, port).into()).await;
+    v4.create("/mine", CreateMode::Persistent).await.unwrap();
+    let acl = vec![Acl { perms: perms::ALL, scheme: "ip", id: "127.0.0.1" }];
+    assert_eq!(v4.call(&Request::SetAcl { path: "/mine", acl, version: -1 }).await.0.error, ErrorCode::Ok);
+    assert_eq!(v4.get("/mine", false).await, Ok(Vec::new()));
+    let mut v6 = RawClient::connect((std::net::Ipv6Addr::LOCALHOST, port).into()).await;
+    assert_eq!(v6.get("/mine", false).await, Err(ErrorCode::NoAuth));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_words_are_answered_where_all_are_listed() {
     let region = TestRegion::with(1, 0, |o| o.words = ["*".to_string()].into()).await;
     let mut client = RawClient::connect(region.address(1)).await;
