@@ -18,8 +18,9 @@ const PAST_THE_SEAMS: [(&str, &str); 8] = [
 ];
 
 /// Where the seams themselves are, and what no simulated server runs.
-const ALLOWED: [&str; 10] = [
+const ALLOWED: [&str; 11] = [
     "node/src/server/backup.rs",
+    "node/src/server/sasl/gssapi.rs",
     "node/src/server/tls.rs",
     "node/seam/src/clock.rs",
     "node/seam/src/entropy.rs",

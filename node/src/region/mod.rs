@@ -60,7 +60,7 @@ pub struct RegionConfig {
     pub region: RegionId,
     /// The region's name.
     pub region_name: String,
-    /// This server's number, 1 to [`limits::SERVERS_MAX`], unique in the region.
+    /// This server's number, 0 to [`limits::SERVERS_MAX`], unique in the region.
     pub server: u64,
     /// The servers of the region as they are to be when it is formed; later the region knows better.
     pub members: Members,

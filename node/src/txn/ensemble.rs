@@ -206,9 +206,6 @@ fn parse_members<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Members, Re
 
 fn check(members: &Members) -> Result<(), ReconfigError> {
     let bad = |reason: String| Err(ReconfigError::BadArguments(reason));
-    if members.contains_key(&0) {
-        return bad("server numbers start at 1".into());
-    }
     if !members.values().any(|member| member.role == Role::Voter) {
         return bad("there must be at least one voter".into());
     }
@@ -320,7 +317,7 @@ mod tests {
         ] {
             assert!(bad.parse::<Member>().is_err(), "{bad}");
         }
-        for bad in ["server.1", "server.0=h:1:2;3", "server.300=h:1:2;3", "server.1=h:1:2"] {
+        for bad in ["server.1", "server.-1=h:1:2;3", "server.300=h:1:2;3", "server.1=h:1:2"] {
             let ensemble = ensemble("server.1=h1:2888:3888;2181");
             let request = Request { joining: Some(bad), version: -1, ..Request::default() };
             assert_eq!(ensemble.plan(&request).unwrap_err().code(), ErrorCode::BadArguments, "{bad}");
