@@ -119,6 +119,7 @@ public class QuorumPeer extends Thread {
     private final Map<String, String> keys = new LinkedHashMap<>();
     private final File directory;
     private final long number;
+    private final boolean reconfigEnabled = QuorumPeerConfig.isReconfigEnabled();
     private int clientPort;
     private MeridianProcess process;
 
@@ -246,6 +247,10 @@ public class QuorumPeer extends Thread {
 
     public boolean isRunning() {
         return process != null && process.isAlive();
+    }
+
+    public boolean isReconfigEnabled() {
+        return reconfigEnabled;
     }
 
     public int getClientPort() {
