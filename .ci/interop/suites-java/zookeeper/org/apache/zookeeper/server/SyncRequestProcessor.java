@@ -5,6 +5,10 @@ public class SyncRequestProcessor {
     private SyncRequestProcessor() {
     }
 
+    public static int getSnapCount() {
+        return ZooKeeperServer.getSnapCount();
+    }
+
     public static void setSnapCount(int requests) {
         System.setProperty(ZooKeeperServer.SNAP_COUNT, Integer.toString(requests));
     }
