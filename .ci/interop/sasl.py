@@ -1,11 +1,10 @@
 """SASL GSSAPI: clients that prove themselves by Kerberos, on servers built with the feature `kerberos`.
 
 The realm and its KDC are started for each check. kazoo speaks through the Python module `kerberos`; the Java client is
-Debian's, or the one on the class path ZOOKEEPER_CLASSPATH.
+Debian's, or the jars of the directory ZOOKEEPER_JARS.
 """
 
 import contextlib
-import glob
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from kazoo.client import KazooClient
 from kazoo.exceptions import AuthFailedError, ConnectionClosedError, NoAuthError
 from kazoo.security import make_acl
 
-from differential import SASL, ZOOKEEPER_JAR, Client, Reader, buffer, exists, is_serving
+from differential import SASL, Client, Reader, buffer, exists, is_serving, zookeeper_jars
 from kdc import Kdc
 from mesh import eventually, say, stop_client
 from region import free_ports
@@ -261,8 +260,7 @@ def check_new_key(binary):
 
 def classpath():
     """The Java client's, or nothing."""
-    debian = [ZOOKEEPER_JAR, *glob.glob("/usr/share/java/slf4j-nop.jar")]
-    return os.environ.get("ZOOKEEPER_CLASSPATH") or (os.path.exists(ZOOKEEPER_JAR) and ":".join(debian))
+    return os.pathsep.join(zookeeper_jars())
 
 
 def java_client(kdc, port, user, directory, *words):

@@ -121,8 +121,17 @@ pub(super) fn mode(service: &Service) -> &'static str {
 }
 
 fn write_server(service: &Service, out: &mut String) -> std::fmt::Result {
-    writeln!(out, "Zookeeper version: {VERSION}")?;
+    write_version(service, out)?;
     write_counters(service, out)
+}
+
+/// Who waits for a server to serve looks for the second line.
+fn write_version(service: &Service, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "Zookeeper version: {VERSION}")?;
+    if service.is_read_only() {
+        writeln!(out, "READ-ONLY mode; serving only read-only clients")?;
+    }
+    Ok(())
 }
 
 fn write_counters(service: &Service, out: &mut String) -> std::fmt::Result {
@@ -140,7 +149,7 @@ fn write_counters(service: &Service, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_stat(service: &Service, out: &mut String) -> std::fmt::Result {
-    writeln!(out, "Zookeeper version: {VERSION}")?;
+    write_version(service, out)?;
     writeln!(out, "Clients:")?;
     for client in service.hub.clients() {
         let (received, sent) = client.packets();
