@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use meridian_seam::codec;
 use meridian_wire::ErrorCode;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::{ChangeMembers, RaftMetrics};
@@ -231,7 +232,7 @@ impl Membership {
             let now = Instant::now();
             let leading = match &mut leading {
                 Some(leading) if leading.term == leads.term => leading,
-                other => other.insert(Leading { term: leads.term, since: now, progress: None }),
+                other => other.insert(Leading { term: leads.term, since: now, progress: None, asked: None }),
             };
             if let Err(error) = self.care_for_members(leading).await {
                 tracing::debug!(%error, "the members are not yet what they are to be");
@@ -341,9 +342,18 @@ struct Leading {
     since: Instant,
     /// How far the new voters were, and since when.
     progress: Option<(u64, Instant)>,
+    /// The change that was asked for, and when it was first looked at.
+    asked: Option<(i64, Instant)>,
 }
 
 impl Leading {
+    /// For how long a change that was asked for has been looked at.
+    fn looked_at(&mut self, id: i64) -> Duration {
+        let first = self.asked.filter(|(asked, _)| *asked == id).map_or_else(Instant::now, |(_, at)| at);
+        self.asked = Some((id, first));
+        first.elapsed()
+    }
+
     /// Whether servers have come nearer to the end of the log lately.
     fn gets_on(&mut self, behind: &BTreeSet<u64>, group: &Group) -> bool {
         let reached: u64 = behind.iter().filter_map(|server| group.matched(*server)).sum();
@@ -367,6 +377,8 @@ pub(super) struct Group {
     settled: bool,
     /// How much of the log each server is known to have, if that is known: at the leader.
     progress: BTreeMap<u64, Option<u64>>,
+    /// How long ago each server last acknowledged something: at the leader.
+    heard: BTreeMap<u64, Duration>,
     last: u64,
 }
 
@@ -377,7 +389,9 @@ impl Group {
         let nodes = members.nodes().map(|(id, _)| *id);
         let applied = metrics.last_applied.map(|id| id.index());
         let progress = metrics.replication.iter().flatten();
+        let heard = metrics.heartbeat.iter().flatten();
         Self {
+            heard: heard.filter_map(|(id, at)| Some((*id, at.as_ref()?.elapsed()))).collect(),
             learners: nodes.filter(|id| !voters.contains(id)).collect(),
             joint: members.get_joint_config().len() != 1,
             settled: members.log_id().map(|id| id.index()) <= applied,
@@ -409,6 +423,10 @@ impl Group {
 
     fn is_up_to_date(&self, server: u64) -> bool {
         self.matched(server).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= self.last)
+    }
+
+    fn has_heard(&self, server: u64, within: Duration) -> bool {
+        self.heard.get(&server).is_some_and(|age| *age <= within)
     }
 }
 
@@ -527,6 +545,23 @@ impl Membership {
                 return self.end_change(ensemble, ErrorCode::NewConfigNoQuorum).await;
             }
         };
+        if let Some(change) = &ensemble.change {
+            // With voters that have gone nothing would ever be agreed on again: most must have answered since it was
+            // asked for.
+            let since = leading.looked_at(change.id);
+            let is_silent = |server: &&u64| **server != own && !group.has_heard(**server, since);
+            let silent: BTreeSet<u64> = voters.iter().filter(is_silent).copied().collect();
+            if 2 * silent.len() >= voters.len() && since < STALLED_AFTER {
+                return Err(io::Error::new(
+                    io::ErrorKind::WouldBlock,
+                    "the new voters have not answered yet",
+                ));
+            }
+            if 2 * silent.len() >= voters.len() {
+                tracing::warn!(?silent, "the members stay as they are: too few of the new voters are there");
+                return self.end_change(ensemble, ErrorCode::NewConfigNoQuorum).await;
+            }
+        }
         let heir = voters.iter().filter(|server| **server != own && group.voters.contains(server));
         if let (false, Some(heir)) = (voters.contains(&own), heir.max_by_key(|id| group.matched(**id))) {
             tracing::info!(heir, "this server is to vote no longer: another takes the lead");

@@ -189,6 +189,23 @@ async fn clients_that_may_change_the_members() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_would_need_a_voter_that_has_gone_is_refused_and_writes_go_on() {
+    let mut region = TestRegion::start(3, 0).await;
+    let leader = region.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|server| *server != leader).collect();
+    let client = client(&region.address(leader).to_string()).await;
+    client.create("/before", b"1", &open()).await.unwrap();
+    let number = |server: u64| u8::try_from(server).unwrap();
+    let wanted = members(&region, &[(number(leader), Role::Voter), (number(others[1]), Role::Voter)]);
+    // Two of three are enough now; of these two one is not.
+    region.stop(others[1]).await;
+    let changed = region.server(leader).region().change_members(wanted).await;
+    assert!(changed.is_err(), "{changed:?}");
+    client.create("/after", b"2", &open()).await.unwrap();
+    assert_eq!(region.server(leader).region().roster().voters.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_under_load_loses_no_write_no_session_and_no_event() {
     let mut region = TestRegion::start(3, 1).await;
     // Clients of the server that stays; the others only carry the writes.
