@@ -176,11 +176,11 @@ def check_zookeeper(binary):
     suites_zookeeper.check_java(binary)
 
 
-def check_c(binary):
+def check_c_client(binary):
     """the C client's own tests pass"""
     import suites_zookeeper
 
-    suites_zookeeper.check_c(binary)
+    suites_zookeeper.check_c_client(binary)
 
 
 def check_curator(binary):
@@ -215,6 +215,6 @@ def adapt_to_39(file):
 
 
 if __name__ == "__main__":
-    for check in (check_kazoo, check_aiozk, check_go_client, check_zookeeper, check_c, check_curator):
+    for check in (check_kazoo, check_aiozk, check_go_client, check_zookeeper, check_c_client, check_curator):
         if len(sys.argv) < 3 or sys.argv[2] in check.__name__:
             check(sys.argv[1])

@@ -319,7 +319,7 @@ def leave_out(file, tests):
         source_file.write(text)
 
 
-def check_c(binary):
+def check_c_client(binary):
     """Runs the C client's tests that need a server."""
     if lacks(C_PACKAGES, "cmake", "c++", "openssl", "java"):
         return

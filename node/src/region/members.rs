@@ -551,13 +551,11 @@ impl Membership {
             let since = leading.looked_at(change.id);
             let is_silent = |server: &&u64| **server != own && !group.has_heard(**server, since);
             let silent: BTreeSet<u64> = voters.iter().filter(is_silent).copied().collect();
-            if 2 * silent.len() >= voters.len() && since < STALLED_AFTER {
-                return Err(io::Error::new(
-                    io::ErrorKind::WouldBlock,
-                    "the new voters have not answered yet",
-                ));
-            }
             if 2 * silent.len() >= voters.len() {
+                if since < STALLED_AFTER {
+                    let reason = "the new voters have not answered yet";
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, reason));
+                }
                 tracing::warn!(?silent, "the members stay as they are: too few of the new voters are there");
                 return self.end_change(ensemble, ErrorCode::NewConfigNoQuorum).await;
             }
