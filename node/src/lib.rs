@@ -11,5 +11,6 @@ pub mod region;
 pub mod server;
 pub mod session;
 pub mod snapshot;
+pub mod summary;
 pub mod tree;
 pub mod txn;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
 
 /// Buffers asked for at a UDP socket: 300 ms at 100 Mbit/s, while the process is not scheduled.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -65,6 +67,96 @@ pub async fn listen(net: &dyn Net, address: &str) -> io::Result<Box<dyn Listener
                 tokio::time::sleep(ADDRESS_RETRY_PAUSE).await;
             }
             bound => return bound,
+        }
+    }
+}
+
+/// Has a listener go to another port of its host. Clones move the same listener.
+#[derive(Clone)]
+pub struct Mover {
+    shared: Arc<Moving>,
+}
+
+struct Moving {
+    net: Arc<dyn Net>,
+    host: String,
+    listener: Mutex<Arc<dyn Listener>>,
+    address: Mutex<SocketAddr>,
+    wanted: Mutex<Option<u16>>,
+    told: Notify,
+}
+
+/// A listener that can be moved: for one task that accepts.
+///
+/// # Errors
+/// If the listener does not know its address.
+pub fn movable(
+    net: Arc<dyn Net>,
+    address: &str,
+    listener: Box<dyn Listener>,
+) -> io::Result<(Box<dyn Listener>, Mover)> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).to_string();
+    let shared = Arc::new(Moving {
+        net,
+        host,
+        address: Mutex::new(listener.local_addr()?),
+        listener: Mutex::new(listener.into()),
+        wanted: Mutex::default(),
+        told: Notify::new(),
+    });
+    Ok((Box::new(MovableListener(shared.clone())), Mover { shared }))
+}
+
+impl Mover {
+    /// Has the listener go to a port as soon as it can. If that is taken, it stays where it is, and the log says so.
+    /// Connections that it has accepted stay.
+    pub fn move_to(&self, port: u16) {
+        *self.shared.wanted.lock() = Some(port);
+        self.shared.told.notify_one();
+    }
+
+    /// Where the listener is.
+    pub fn address(&self) -> SocketAddr {
+        *self.shared.address.lock()
+    }
+}
+
+struct MovableListener(Arc<Moving>);
+
+impl Listener for MovableListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(BoxStream, SocketAddr)>> {
+        Box::pin(async move {
+            loop {
+                let listener = self.0.listener.lock().clone();
+                tokio::select! {
+                    biased;
+                    () = self.0.told.notified() => self.0.go().await,
+                    accepted = listener.accept() => return accepted,
+                }
+            }
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(*self.0.address.lock())
+    }
+}
+
+impl Moving {
+    async fn go(&self) {
+        let Some(port) = self.wanted.lock().take() else { return };
+        let from = *self.address.lock();
+        if from.port() == port {
+            return;
+        }
+        let bound = listen(&*self.net, &format!("{}:{port}", self.host)).await;
+        match bound.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+            Ok((address, listener)) => {
+                tracing::info!(%from, to = %address, "listening at another port");
+                *self.address.lock() = address;
+                *self.listener.lock() = listener.into();
+            }
+            Err(error) => tracing::error!(%error, at = %from, "this server stays where it listens"),
         }
     }
 }

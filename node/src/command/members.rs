@@ -122,6 +122,9 @@ fn change_role(admin: &str, server: u8, role: Role) -> anyhow::Result<String> {
     post_admin(admin, "/members", &json!({ "new_members": lines.join("\n"), "version": now["version"] }))
 }
 
+/// A server that has been silent for so long is likely to be down or cut off.
+const SILENCE_TOLD_MS: u64 = 2_000;
+
 fn table(answer: &Value) -> String {
     let mut text =
         format!("{:>6}  {:<9} {:<7} {:<24} {:<24} {}\n", "server", "role", "", "address", "clients", "lag");
@@ -132,7 +135,10 @@ fn table(answer: &Value) -> String {
             (_, false, true) => "no vote yet",
             _ => "",
         };
-        let lag = member["lag_entries"].as_u64().map_or(String::new(), |lag| format!("{lag} entries"));
+        let mut lag = member["lag_entries"].as_u64().map_or(String::new(), |lag| format!("{lag} entries"));
+        if let Some(silent_ms) = member["silent_ms"].as_u64().filter(|ms| *ms > SILENCE_TOLD_MS) {
+            lag.push_str(&format!(", silent for {} s", silent_ms / 1000));
+        }
         let line = format!(
             "{:>6}  {:<9} {:<7} {:<24} {:<24} {}",
             member["server"],

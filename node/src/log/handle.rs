@@ -308,6 +308,7 @@ struct Writer {
 /// A group of submissions, written together.
 struct Group {
     submissions: VecDeque<Submission>,
+    records: u64,
     started: Instant,
 }
 
@@ -377,7 +378,7 @@ impl Writer {
             records.insert(0, Record::Committed(committed));
         }
         match self.log.write(&records) {
-            Ok(()) => Some(Group { submissions, started }),
+            Ok(()) => Some(Group { submissions, records: records.len() as u64, started }),
             Err(error) => {
                 answer(submissions, &Err(error));
                 None
@@ -389,8 +390,8 @@ impl Writer {
         let result = self.log.sync();
         let metrics = self.log.metrics();
         let time_us = u64::try_from(group.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        metrics.sync_time_us.fetch_add(time_us, Ordering::Relaxed);
-        metrics.sync_time_us_max.fetch_max(time_us, Ordering::Relaxed);
+        metrics.sync_us.record(time_us);
+        metrics.group_records.record(group.records);
         answer(group.submissions, &result);
     }
 

@@ -41,6 +41,8 @@ use meridian_seam::disk::{Disk, DiskFile, DiskLock};
 use meridian_seam::mutant::{self, Mutant};
 use parking_lot::Mutex;
 
+use crate::summary::Summary;
+
 pub use error::LogError;
 pub use handle::{Done, LogHandle, Rejected, RejectedReason};
 pub use reader::LogReader;
@@ -149,10 +151,10 @@ pub(crate) struct Status {
 pub struct LogMetrics {
     /// Syncs of segment data.
     pub syncs: AtomicU64,
-    /// Time the groups took from the start of the write to the end of the sync, summed, in microseconds.
-    pub sync_time_us: AtomicU64,
-    /// The longest of those times, in microseconds.
-    pub sync_time_us_max: AtomicU64,
+    /// Time that each group took from the start of the write to the end of the sync, in microseconds.
+    pub sync_us: Summary,
+    /// Records of each group.
+    pub group_records: Summary,
     /// Bytes written to segments, headers included.
     pub written_bytes: AtomicU64,
     /// Records written.

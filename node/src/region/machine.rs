@@ -3,12 +3,14 @@
 
 use std::io::{self, BufReader, BufWriter, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::{Stream, StreamExt};
 use meridian_bridge::engine::{
     LogId, Members, Payload, StoredLogId, StoredMembers, TypeConfig, invalid_data,
 };
 use meridian_seam::Environment;
+use meridian_seam::clock::millis;
 use meridian_seam::codec;
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -17,7 +19,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::Sink;
+use super::{RegionMetrics, Sink};
 use crate::snapshot::{SnapshotId, SnapshotStore};
 use crate::txn::{self, Effects, Me, Position, State};
 
@@ -72,6 +74,7 @@ pub(super) struct Machine {
     sink: Arc<dyn Sink>,
     snapshots: SnapshotStore,
     last_saved: LastSaved,
+    metrics: Arc<RegionMetrics>,
     environment: Environment,
 }
 
@@ -112,6 +115,7 @@ impl Machine {
         snapshots: SnapshotStore,
         purged: Option<LogId>,
         sink: Arc<dyn Sink>,
+        metrics: Arc<RegionMetrics>,
         environment: Environment,
     ) -> io::Result<Self> {
         let view = View { state, position: Position::default() };
@@ -123,6 +127,7 @@ impl Machine {
             sink,
             snapshots,
             last_saved: LastSaved::default(),
+            metrics,
             environment,
         };
         let needed = purged.map_or(0, |id| id.index());
@@ -200,6 +205,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 EntryPayload::Membership(members) => self.members = Members::new(Some(id), members),
                 EntryPayload::Normal(Payload(batch)) => {
                     self.view.state.apply(id.committed_leader_id().term, &batch, self.me, &mut effects);
+                    let age_ms = self.environment.clock.unix_ms().saturating_sub(self.view.state.time_ms);
+                    self.metrics.applied(age_ms);
                 }
             }
             self.applied = Some(id);
@@ -223,6 +230,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             },
             snapshots: self.snapshots.clone(),
             last_saved: self.last_saved.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -233,6 +241,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     ) -> Result<(), io::Error> {
         tracing::info!(index = snapshot.index, "installing a snapshot");
         self.load(snapshot.index)?;
+        self.metrics.snapshots_installed.fetch_add(1, Ordering::Relaxed);
         self.members = meta.last_membership.clone();
         self.sink.reset(Arc::new(self.view.clone()));
         self.snapshots.retain(SNAPSHOTS_KEPT).map_err(io::Error::other)?;
@@ -256,12 +265,27 @@ pub(super) struct Builder {
     meta: SnapshotMetaOf<TypeConfig>,
     snapshots: SnapshotStore,
     last_saved: LastSaved,
+    metrics: Arc<RegionMetrics>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotId;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotId>, io::Error> {
+        let clock = self.environment.clock.clone();
+        let started = clock.monotonic();
+        let written = self.write().await;
+        if written.is_ok() {
+            self.metrics.snapshot_ms.record(millis(clock.monotonic().saturating_sub(started)));
+        } else {
+            self.metrics.snapshots_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+}
+
+impl Builder {
+    async fn write(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotId>, io::Error> {
         let (state, snapshots, stored) =
             (self.state.clone(), self.snapshots.clone(), StoredMeta::new(&self.meta));
         let id = stored.id();

@@ -411,6 +411,7 @@ impl Group {
                 .iter()
                 .map(|(id, matched)| (*id, behind(matched.unwrap_or(0))))
                 .collect(),
+            silence: self.heard,
             voters: self.voters,
             learners: self.learners,
         }

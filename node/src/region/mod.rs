@@ -7,19 +7,22 @@
 
 mod machine;
 mod members;
+mod metrics;
 mod peers;
+mod ports;
 mod proposer;
 mod store;
 mod succession;
 mod uplink;
 
 pub use machine::View;
+pub use metrics::{RegionMetrics, Sizes};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -28,9 +31,9 @@ use futures::future::BoxFuture;
 use meridian_bridge::engine::{self, LogBounds, bound_log};
 use meridian_bridge::mesh::RegionId;
 use meridian_bridge::state::{self as federation, Outcome};
-use meridian_seam::clock::millis;
+use meridian_seam::clock::{Clock, millis};
 use meridian_seam::disk::Disk;
-use meridian_seam::net::{self, BoxStream};
+use meridian_seam::net::{self, BoxStream, Mover};
 use meridian_seam::watch;
 use meridian_seam::{Environment, codec, limits};
 use openraft::Instant as _;
@@ -39,13 +42,14 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::log::{Log, LogHandle, LogOptions};
+use crate::log::{Log, LogHandle, LogMetrics, LogOptions};
 use crate::snapshot::SnapshotStore;
 use crate::txn::ensemble::{Member, Members, Role};
 use crate::txn::{Caller, Command, Effects, Me, State};
 use machine::{LastSaved, Machine, Saved};
 use members::{Directory, Group, Membership};
 use peers::{PeerLink, Peers};
+use ports::Ports;
 use proposer::Proposer;
 use store::Store;
 use succession::Succession;
@@ -124,6 +128,11 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// For how long a server may be sent a snapshot: it may be large, and a broken connection ends it much earlier.
+    pub fn snapshot_timeout(&self) -> Duration {
+        Duration::from_secs(600)
+    }
+
     fn rpc_timeout(&self) -> Duration {
         self.election_timeout.1
     }
@@ -176,6 +185,8 @@ pub struct Roster {
     pub settled: bool,
     /// At the leader: how many entries of the log each lacks, or has not yet said that it has.
     pub lag_entries: BTreeMap<u64, u64>,
+    /// At the leader: how long ago each of the others last acknowledged something.
+    pub silence: BTreeMap<u64, Duration>,
 }
 
 /// A snapshot of this server.
@@ -205,6 +216,8 @@ pub struct Region {
     reporting: Arc<parking_lot::Mutex<Option<PeerLink>>>,
     store: Store,
     last_saved: LastSaved,
+    metrics: Arc<RegionMetrics>,
+    ports: Ports,
     tasks: Arc<parking_lot::Mutex<JoinSet<()>>>,
 }
 
@@ -245,8 +258,7 @@ impl RegionConfig {
             max_in_snapshot_log_to_keep: u64::MAX,
             replication_lag_threshold: u64::MAX,
             max_payload_entries: limits::APPEND_ENTRIES_MAX,
-            // A snapshot may be large; a broken connection ends the sending of one much earlier.
-            install_snapshot_timeout: 600_000,
+            install_snapshot_timeout: millis(self.timing.snapshot_timeout()),
             backoff: "20ms 50ms 100ms 200ms ...1000ms".into(),
             ..Config::default()
         }
@@ -270,6 +282,7 @@ impl Region {
         let disk = environment.disk.clone();
         let listener = net::listen(&*environment.net, &config.listen).await;
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("servers: {e}")))?;
+        let (listener, mover) = net::movable(environment.net.clone(), &config.listen, listener)?;
         let started = environment.clock.monotonic();
         let (log, recovered) = Log::open(disk.clone(), &config.log_dir(), config.storage.log.clone())
             .map_err(io::Error::other)?;
@@ -286,18 +299,28 @@ impl Region {
         };
         let uplink = Uplink::new(me);
         let (applied_sender, applied) = watch::channel(0);
+        let (version_sender, version) = watch::channel(0);
         let care = Arc::new(Notify::new());
         let machine_sink = Arc::new(SettlingSink {
             sink: sink.clone(),
             uplink: uplink.clone(),
             server: me.server,
             applied: applied_sender,
-            members: AtomicI64::new(0),
+            members: parking_lot::Mutex::default(),
+            version: version_sender,
             members_changed: care.clone(),
         });
         let state = State::new(config.region);
-        let machine =
-            Machine::open(state, me, snapshots.clone(), store.purged(), machine_sink, environment.clone())?;
+        let metrics = Arc::<RegionMetrics>::default();
+        let machine = Machine::open(
+            state,
+            me,
+            snapshots.clone(),
+            store.purged(),
+            machine_sink,
+            metrics.clone(),
+            environment.clone(),
+        )?;
         let last_saved = machine.last_saved();
         let peers = Peers {
             config: config.clone(),
@@ -312,14 +335,16 @@ impl Region {
             .map_err(io::Error::other)?;
         if !pristine {
             let recovered = view.load();
+            let ms = millis(environment.clock.monotonic() - started);
+            metrics.recovery_ms.record(ms);
             tracing::info!(
                 index = recovered.position.index,
                 znodes = recovered.state.tree.len(),
-                ms = millis(environment.clock.monotonic() - started),
+                ms,
                 "recovered what the disk held"
             );
         }
-        let proposer = Proposer::start(raft.clone(), environment.clock.clone());
+        let proposer = Proposer::start(raft.clone(), environment.clock.clone(), metrics.clone());
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (failure_sender, failure) = watch::channel(None);
         let membership = Membership::new(
@@ -337,7 +362,14 @@ impl Region {
             leadership: leadership.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow_leadership(raft.clone(), leadership_sender, failure_sender));
+        let clock = environment.clock.clone();
+        tasks.spawn(follow_leadership(
+            raft.clone(),
+            leadership_sender,
+            failure_sender,
+            metrics.clone(),
+            clock,
+        ));
         tasks.spawn(uplink::run(uplink.clone(), peers.clone(), proposer.clone(), leadership.clone()));
         tasks.spawn(peers::serve_peers(
             peers.clone(),
@@ -348,6 +380,9 @@ impl Region {
             succession,
             sink,
         ));
+        let ports =
+            Ports { config: config.clone(), view: view.clone(), leadership: leadership.clone(), version };
+        tasks.spawn(ports.clone().follow(|member| Some(&member.address), mover));
         let content = view.clone();
         let content_bytes = move || content.load().state.tree.data_bytes();
         tasks.spawn(bound_log(raft.clone(), store.memory(), config.storage.log_bounds, content_bytes));
@@ -368,6 +403,8 @@ impl Region {
             reporting: Arc::default(),
             store,
             last_saved,
+            metrics,
+            ports,
             tasks,
         })
     }
@@ -420,6 +457,16 @@ impl Region {
     pub fn last_snapshot(&self) -> Option<LastSnapshot> {
         let Saved { id, zxid } = self.last_saved.get()?;
         Some(LastSnapshot { zxid, file: self.peers.snapshots.path_of(id) })
+    }
+
+    /// What this server counts of the region's work.
+    pub fn metrics(&self) -> &RegionMetrics {
+        &self.metrics
+    }
+
+    /// What this server counts of its log.
+    pub fn log_metrics(&self) -> &LogMetrics {
+        self.store.log().metrics()
     }
 
     /// Whether the disk has room for more writes.
@@ -553,14 +600,23 @@ impl Region {
         })
     }
 
-    /// Waits until the region has agreed on its first members.
-    async fn formed(&self) -> io::Result<()> {
+    /// Waits until the region has agreed on its first members and this server has learnt of it.
+    ///
+    /// # Errors
+    /// If that takes longer than a few seconds.
+    pub async fn formed(&self) -> io::Result<()> {
         let mut applied = self.applied();
         while self.view().state.ensemble.members.is_empty() {
             let changed = tokio::time::timeout(TRANSFER_TIMEOUT, applied.changed()).await;
             changed.map_err(|_| no_leader())?.map_err(|_| io::Error::other("the region has stopped"))?;
         }
         Ok(())
+    }
+
+    /// Has the listener for clients go to the port that a change of the members gives this server, from now on.
+    pub fn follow_client_port(&self, mover: Mover) {
+        let follow = self.ports.clone().follow(|member| member.client.as_deref(), mover);
+        self.tasks.lock().spawn(follow);
     }
 
     /// Who takes part, as this server knows it.
@@ -632,8 +688,10 @@ struct SettlingSink {
     uplink: Uplink,
     server: u8,
     applied: watch::Sender<u64>,
-    /// The zxid of the last change of the members, asked for or carried out.
-    members: AtomicI64,
+    /// The version of the members and the change of them that was asked for.
+    members: parking_lot::Mutex<(i64, Option<i64>)>,
+    /// Told the version when there is another.
+    version: watch::Sender<i64>,
     /// Told when there was another.
     members_changed: Arc<Notify>,
 }
@@ -644,26 +702,33 @@ impl SettlingSink {
             self.uplink.settle(*boot, *upto);
         }
         let ensemble = &view.state.ensemble;
-        let newest = ensemble.change.as_ref().map_or(ensemble.version, |change| change.id);
-        if self.members.swap(newest, Ordering::Relaxed) != newest {
+        let newest = (ensemble.version, ensemble.change.as_ref().map(|change| change.id));
+        if std::mem::replace(&mut *self.members.lock(), newest) != newest {
             self.members_changed.notify_one();
         }
+    }
+
+    /// Tells those who read the view, which has been published.
+    fn tell_version(&self, version: i64) {
+        self.version.send_if_modified(|known| std::mem::replace(known, version) != version);
     }
 }
 
 impl Sink for SettlingSink {
     fn applied(&self, view: Arc<View>, effects: Effects) {
         self.settle(&view);
-        let index = view.position.index;
+        let (index, version) = (view.position.index, view.state.ensemble.version);
         self.sink.applied(view, effects);
         self.applied.send_replace(index);
+        self.tell_version(version);
     }
 
     fn reset(&self, view: Arc<View>) {
         self.settle(&view);
-        let index = view.position.index;
+        let (index, version) = (view.position.index, view.state.ensemble.version);
         self.sink.reset(view);
         self.applied.send_replace(index);
+        self.tell_version(version);
     }
 
     fn report(&self, from: u64, report: Bytes) -> Result<Bytes, String> {
@@ -739,8 +804,12 @@ async fn follow_leadership(
     raft: Raft,
     leadership: watch::Sender<Leadership>,
     failure: watch::Sender<Option<String>>,
+    counters: Arc<RegionMetrics>,
+    clock: Arc<dyn Clock>,
 ) {
     let mut metrics = raft.metrics();
+    let mut leaderless_since = Some(clock.monotonic());
+    counters.leaderless.fetch_add(1, Ordering::Relaxed);
     loop {
         let now = {
             let metrics = metrics.borrow_watched();
@@ -750,6 +819,19 @@ async fn follow_leadership(
             let is_me = metrics.state == ServerState::Leader;
             Leadership { term: metrics.current_term, leader: metrics.current_leader, is_me }
         };
+        counters.leads(now.is_me, clock.monotonic());
+        match (now.leader, leaderless_since) {
+            (Some(_), Some(since)) => {
+                counters.is_live();
+                counters.leaderless_ms.record(millis(clock.monotonic().saturating_sub(since)));
+                leaderless_since = None;
+            }
+            (None, None) => {
+                counters.leaderless.fetch_add(1, Ordering::Relaxed);
+                leaderless_since = Some(clock.monotonic());
+            }
+            _ => {}
+        }
         leadership.send_if_modified(|known| {
             let changed = *known != now;
             if changed && known.leader != now.leader {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use meridian_bridge::engine::{Payload, TypeConfig};
@@ -11,6 +12,7 @@ use meridian_seam::limits;
 use openraft::impls::ProgressResponder;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::RegionMetrics;
 use super::machine::Machine;
 use crate::txn::Batch;
 
@@ -29,9 +31,13 @@ struct Proposal {
 }
 
 impl Proposer {
-    pub(super) fn start(raft: openraft::Raft<TypeConfig, Machine>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn start(
+        raft: openraft::Raft<TypeConfig, Machine>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<RegionMetrics>,
+    ) -> Self {
         let (queue, proposals) = mpsc::channel(limits::LEADER_QUEUE_PROPOSALS_MAX);
-        tokio::spawn(run(raft, clock, proposals));
+        tokio::spawn(run(raft, clock, metrics, proposals));
         Self { queue }
     }
 
@@ -82,6 +88,7 @@ fn stopped() -> io::Error {
 async fn run(
     raft: openraft::Raft<TypeConfig, Machine>,
     clock: Arc<dyn Clock>,
+    metrics: Arc<RegionMetrics>,
     mut proposals: mpsc::Receiver<Proposal>,
 ) {
     let in_flight = Arc::new(Semaphore::new(limits::BATCHES_IN_FLIGHT_MAX));
@@ -101,14 +108,21 @@ async fn run(
                 continue;
             }
         };
+        let proposed = clock.monotonic();
         let (responder, response) = ProgressResponder::complete_only();
         if let Err(fatal) = raft.client_write_ff(Payload(batch), Some(responder)).await {
             fail(waiting, &io::Error::other(fatal.to_string()));
             continue;
         }
+        note_proposals(&metrics, &commands);
+        let (clock, metrics) = (clock.clone(), metrics.clone());
         tokio::spawn(async move {
             let result = match response.await {
-                Ok(Ok(written)) => Ok(written.data),
+                Ok(Ok(written)) => {
+                    let took = clock.monotonic().saturating_sub(proposed);
+                    metrics.commit_us.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+                    Ok(written.data)
+                }
                 Ok(Err(refused)) => Err(io::Error::other(refused.to_string())),
                 Err(_) => Err(stopped()),
             };
@@ -118,6 +132,14 @@ async fn run(
                 Err(error) => fail(waiting, &error),
             }
         });
+    }
+}
+
+fn note_proposals(metrics: &RegionMetrics, commands: &[Bytes]) {
+    metrics.proposals.fetch_add(commands.len() as u64, Ordering::Relaxed);
+    let sizes = || commands.iter().map(Bytes::len);
+    if let (Some(last), Some(min), Some(max)) = (sizes().next_back(), sizes().min(), sizes().max()) {
+        metrics.proposal_bytes.note_all(last, min, max);
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::commands::{self, Refusal};
 use super::connection::Service;
 use super::http::{read_json, refuse, respond};
-use super::{backup, import, members, words};
+use super::{backup, import, members, monitor};
 
 /// JSON answers by path (`/rtt`), which other parts of a server add as they start. Clones share them.
 #[derive(Clone, Default)]
@@ -70,7 +70,9 @@ pub(super) async fn serve(
     for_changes: bool,
 ) {
     let mut router = Router::new()
-        .route("/health", get(health))
+        .route("/health", get(ready))
+        .route("/readyz", get(ready))
+        .route("/livez", get(live))
         .route("/metrics", get(metrics))
         .route("/digest", get(digest))
         .route("/commands", get(index))
@@ -111,25 +113,30 @@ impl axum::serve::Listener for Accept {
     }
 }
 
-async fn health(State(admin): State<Admin>) -> Response {
-    let failure = admin.service.region.failure().borrow().clone();
-    let leader = admin.service.region.leadership().borrow().leader;
-    let (status, value) = match (failure, leader) {
-        (Some(reason), _) => (StatusCode::SERVICE_UNAVAILABLE, json!({"healthy": false, "reason": reason})),
-        (None, None) => {
-            let reason = "no leader is known";
-            (StatusCode::SERVICE_UNAVAILABLE, json!({"healthy": false, "reason": reason}))
+/// Whether clients should come here: a probe of readiness.
+async fn ready(State(admin): State<Admin>) -> Response {
+    match admin.service.unreadiness() {
+        Some(reason) => {
+            respond(StatusCode::SERVICE_UNAVAILABLE, &json!({ "healthy": false, "reason": reason }))
         }
-        (None, Some(leader)) => (StatusCode::OK, json!({"healthy": true, "leader": leader})),
-    };
-    respond(status, &value)
+        None => {
+            let leader = admin.service.region.leadership().borrow().leader;
+            respond(StatusCode::OK, &json!({ "healthy": true, "leader": leader }))
+        }
+    }
+}
+
+/// Whether the process should go on: a probe of liveness. Without a majority of its region a server has nothing to
+/// gain from a new start.
+async fn live(State(admin): State<Admin>) -> Response {
+    match admin.service.region.failure().borrow().clone() {
+        Some(reason) => respond(StatusCode::SERVICE_UNAVAILABLE, &json!({ "live": false, "reason": reason })),
+        None => respond(StatusCode::OK, &json!({ "live": true })),
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    let mut text = String::new();
-    for (name, value) in words::gauges(&admin.service) {
-        text.push_str(&format!("# TYPE {name} gauge\n{name} {value}\n"));
-    }
+    let text = monitor::exposition(&admin.service);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Client, Statistics};
 use super::connection::Service;
-use super::words;
+use super::{monitor, words};
 use crate::txn::ensemble::{Member, Role};
 
 /// Why a command is not answered.
@@ -89,7 +89,7 @@ const COMMANDS: &[Command] = &[
         Ok(json!({ "tracemask": mask }))
     }),
     change(&["stat_reset", "srst"], |service, _| {
-        service.hub.metrics.reset();
+        monitor::reset(service);
         Ok(json!({}))
     }),
     look(&["stats", "stat"], |service, _| {
@@ -122,7 +122,7 @@ const COMMANDS: &[Command] = &[
         Ok(json!({
             "myid": me,
             "is_leader": leadership.is_me,
-            "client_address": service.listening.to_string(),
+            "client_address": service.client_address().to_string(),
             "voting": service.region.roster().voters.contains(&me),
             "last_zxid": format!("{zxid:#x}"),
             "zab_epoch": zxid >> 32,
@@ -175,7 +175,7 @@ fn configuration(service: &Service) -> Value {
     let (session_min, session_max) = options.session_timeout_bounds_ms();
     let port = |address: Option<SocketAddr>| address.map_or(-1, |address| i32::from(address.port()));
     let mut answer = json!({
-        "client_port": service.listening.port(),
+        "client_port": service.client_address().port(),
         "secure_client_port": port(service.listening_secure),
         "data_dir": options.region.data_dir.display().to_string(),
         "data_log_dir": words::log_directory(service).display().to_string(),
@@ -186,6 +186,21 @@ fn configuration(service: &Service) -> Value {
         "server_id": options.region.server,
         "client_port_listen_backlog": -1,
     });
+    if let Some(member) = words::member(service) {
+        let (init_limit, sync_limit) = words::limits_in_ticks(service);
+        let quorum_port = member.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let more = json!({
+            "init_limit": u64::try_from(init_limit).unwrap_or(u64::MAX),
+            "sync_limit": u64::try_from(sync_limit).unwrap_or(u64::MAX),
+            "election_port": member.election_port,
+            "quorum_port": quorum_port,
+            "peer_type": u8::from(member.role == Role::Observer),
+        });
+        answer
+            .as_object_mut()
+            .into_iter()
+            .for_each(|answer| answer.extend(more.as_object().cloned().unwrap_or_default()));
+    }
     let members = service.hub.view().state.ensemble.members.clone();
     if members.len() > 1 {
         let lines: Vec<String> =
@@ -237,8 +252,7 @@ fn server_stats(service: &Service) -> Value {
 }
 
 fn monitor(service: &Service) -> Value {
-    let mut answer: Value =
-        words::gauges(service).into_iter().map(|(name, value)| (name, Value::from(value))).collect();
+    let mut answer = Value::from(monitor::json(service));
     answer["version"] = words::VERSION.into();
     answer["server_state"] = words::mode(service).into();
     answer

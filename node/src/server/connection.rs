@@ -16,7 +16,7 @@ use meridian_bridge::mesh::Orderer;
 use meridian_seam::clock::millis;
 use meridian_seam::entropy::Entropy;
 use meridian_seam::mutant::{self, Mutant};
-use meridian_seam::net::BoxStream;
+use meridian_seam::net::{BoxStream, Mover};
 use meridian_seam::{codec, limits};
 use meridian_wire::{
     AddWatchMode, AuthPacket, ConnectRequest, ConnectResponse, ErrorCode, OpCode, PASSWORD_LENGTH,
@@ -52,7 +52,8 @@ pub(super) struct Service {
     /// For writes under way.
     pub(super) room: Semaphore,
     pub(super) entropy: Arc<dyn Entropy>,
-    pub(super) listening: SocketAddr,
+    /// The port that speaks the protocol itself, if there is one.
+    pub(super) listening: Option<Mover>,
     pub(super) listening_secure: Option<SocketAddr>,
     pub(super) sessions_opened: AtomicU64,
     /// What operators set and ask for; nothing is traced by it.
@@ -70,6 +71,34 @@ impl Service {
     /// Whether reads are all that can be had here.
     pub(super) fn is_read_only(&self) -> bool {
         self.options.read_only_mode && self.is_cut_off()
+    }
+
+    /// The address that clients connect to: that of TLS if it is the only one.
+    pub(super) fn client_address(&self) -> SocketAddr {
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+        // A server has one of them.
+        self.listening.as_ref().map(Mover::address).or(self.listening_secure).unwrap_or(unspecified)
+    }
+
+    /// Why clients had better go to another server for now, if so.
+    pub(super) fn unreadiness(&self) -> Option<String> {
+        if let Some(reason) = self.region.failure().borrow().clone() {
+            return Some(reason);
+        }
+        let reason = if self.is_read_only() {
+            return None;
+        } else if self.region.leadership().borrow().leader.is_none() {
+            "no leader is known"
+        } else if self.is_cut_off() {
+            "this server is cut off from the leader or the leader from a majority"
+        } else if self.hub.view().state.ensemble.members.is_empty() {
+            "the region is being formed, or this server has not caught up with it"
+        } else if !self.region.has_room() {
+            "the disk is full"
+        } else {
+            return None;
+        };
+        Some(reason.into())
     }
 
     /// Lets one more session be opened, or not.
@@ -118,8 +147,12 @@ pub(super) async fn serve(
     };
     let end = connection.run(stream).await;
     tracing::debug!(peer = %connection.client.peer, reason = %end, "connection closed");
+    let metrics = &connection.service.hub.metrics;
     if matches!(end, End::Malformed(WireError::FrameLength { .. })) {
-        connection.service.hub.metrics.frames_refused.fetch_add(1, Ordering::Relaxed);
+        metrics.frames_refused.fetch_add(1, Ordering::Relaxed);
+    }
+    if !matches!(connection.stage, Stage::Last) {
+        metrics.dropped.fetch_add(1, Ordering::Relaxed);
     }
     let outstanding = connection.outstanding.len() as u64;
     connection.service.hub.metrics.outstanding.fetch_sub(outstanding, Ordering::Relaxed);
@@ -292,7 +325,8 @@ impl Connection {
     async fn flush(&mut self, writer: &mut WriteHalf<BoxStream>) -> Result<(), End> {
         let hub = &self.service.hub;
         self.tally.bytes_sent += self.output.len() as u64;
-        if self.tally.received + self.tally.sent > 0 {
+        if self.tally.has_packets() {
+            self.tally.finish(|| hub.now().saturating_sub(self.now));
             let tally = std::mem::take(&mut self.tally);
             hub.metrics.add(&tally);
             let at_ms = millis(self.now);
@@ -392,11 +426,22 @@ impl Connection {
             return Err(CUT_OFF);
         } else if !service.region.has_room() {
             return Err(End::Refused("the disk is full"));
-        } else if is_local && self.open_locally(&hello)? {
         } else {
-            self.open(&hello).await?;
+            self.until_formed().await?;
+            if !(is_local && self.open_locally(&hello)?) {
+                self.open(&hello).await?;
+            }
         }
         Ok(true)
+    }
+
+    /// Waits until `/zookeeper/config` says who the members are: it does so from the first session on.
+    async fn until_formed(&mut self) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            () = self.client.closing() => Err(End::Server),
+            formed = self.service.region.formed() => formed.map_err(|_| CUT_OFF),
+        }
     }
 
     fn timeout_of(&self, hello: &ConnectRequest<'_>) -> u32 {
@@ -569,14 +614,15 @@ impl Connection {
                 self.take_events(answer.zxid);
             }
             if let Stage::Opening { session, password, read_only, is_new } = self.stage {
-                let waited = if is_new { Duration::ZERO } else { self.now.saturating_sub(since) };
+                let waited = (!is_new).then(|| self.now.saturating_sub(since));
                 self.welcome(session, &password, read_only, waited, &answer.outcome)?;
                 continue;
             }
             // The opening of a session that was local so far concerns nobody else.
             let Some(xid) = xid else { continue };
+            let before = self.output.len();
             reply_outcome(xid, answer.zxid, &answer.outcome, &mut self.output)?;
-            self.tally.answered(self.now.saturating_sub(since));
+            self.tally.wrote(self.now.saturating_sub(since), self.output.len() - before);
         }
         self.client.outstanding.store(self.outstanding.len(), Ordering::Relaxed);
         if ended && self.outstanding.is_empty() {
@@ -591,17 +637,20 @@ impl Connection {
         session: i64,
         password: &[u8],
         read_only: Option<bool>,
-        waited: Duration,
+        waited: Option<Duration>,
         outcome: &Outcome,
     ) -> Result<(), End> {
         match outcome {
             Outcome { error: ErrorCode::Ok, reply: Reply::Session(timeout_ms) } => {
                 // Where this server applies the log late, the session may be over by now.
                 let timeout = Duration::from_millis(u64::from(*timeout_ms));
-                if waited >= timeout.mul_f64(CONTACT_SHARE) {
+                if waited.is_some_and(|waited| waited >= timeout.mul_f64(CONTACT_SHARE)) {
                     return Err(End::Refused("the session was taken up too late to be sure that it lives"));
                 }
                 tracing::debug!(peer = %self.client.peer, session, timeout_ms, "session served");
+                if waited.is_some() {
+                    self.service.hub.metrics.revalidated.fetch_add(1, Ordering::Relaxed);
+                }
                 let timeout_ms = i32::try_from(*timeout_ms).unwrap_or(i32::MAX);
                 self.put_welcome(session, password, timeout_ms, read_only)?;
                 self.stage = Stage::Open;
@@ -775,6 +824,8 @@ impl Connection {
 
     /// Answers a request that is no write. Nothing is outstanding.
     fn answer_here(&mut self, header: RequestHeader, op: OpCode, body: &[u8]) -> Result<(), End> {
+        // What it is told before its answer counts, too.
+        let before = self.output.len();
         match op {
             OpCode::Auth => {
                 let Request::Auth(packet) = Request::decode(op, body)? else { return Ok(()) };
@@ -796,8 +847,7 @@ impl Connection {
                 return Ok(());
             }
         }
-        // It was answered within the wake-up that brought it.
-        self.tally.answered(Duration::ZERO);
+        self.tally.read(self.output.len().saturating_sub(before));
         Ok(())
     }
 
@@ -911,7 +961,7 @@ impl Connection {
             () = client.closing() => return Err(End::Server),
             step = authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) => step,
         };
-        self.tally.answered(service.hub.now().saturating_sub(self.now));
+        self.tally.read(0);
         match step {
             SaslStep::Token(token) => {
                 self.identify();

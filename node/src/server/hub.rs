@@ -351,6 +351,7 @@ impl Hub {
                 recent.note(event.kind, &event.path, event.zxid);
             }
             let mut frame = None;
+            let before = woken.len();
             table.trigger(event.kind, &event.path, |client| {
                 // A watch says nothing about a znode that its owner may not read.
                 if event.readers.as_deref().is_some_and(|acl| !client.may_read(acl)) {
@@ -360,6 +361,9 @@ impl Hub {
                 client.push_event(event.zxid, frame.clone());
                 woken.push(client.clone());
             });
+            let watchers = (woken.len() - before) as u64;
+            let bytes = frame.map_or(0, |frame| frame.len() as u64);
+            self.metrics.fired(event.kind, watchers, watchers * bytes);
         }
         self.view.store(view.clone());
     }

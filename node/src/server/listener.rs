@@ -106,7 +106,11 @@ async fn serve_client(
     port: Port,
     admission: Admission,
 ) {
-    let Secured { stream, subject, is_tls } = match door.secure(port, stream).await {
+    let metrics = &service.hub.metrics;
+    metrics.handshakes.fetch_add(1, Ordering::Relaxed);
+    let secured = door.secure(port, stream).await;
+    metrics.handshakes.fetch_sub(1, Ordering::Relaxed);
+    let Secured { stream, subject, is_tls } = match secured {
         Ok(secured) => secured,
         Err(error) => {
             service.hub.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Who is alive: the clients of this server, this server for the leader, the leader for this server.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub(super) async fn sweep(service: Arc<Service>) {
             let timeout = client.timeout();
             if now.saturating_sub(client.heard()) > timeout {
                 tracing::debug!(peer = %client.peer, "closed: silent for its timeout");
+                let counted = u64::from(client.session() == 0);
+                hub.metrics.sessionless_expired.fetch_add(counted, Ordering::Relaxed);
                 client.close();
             } else if client.session() == 0 && cut_off {
                 tracing::debug!(peer = %client.peer, "closed: no session can be opened");
@@ -130,6 +133,7 @@ fn known_to_leader(hub: &Hub, client: &Client) -> Duration {
 
 fn expire(service: &Service) {
     let expired = service.hub.expired();
+    service.hub.metrics.sessions_expired.fetch_add(expired.len() as u64, Ordering::Relaxed);
     for sessions in expired.chunks(limits::EXPIRED_SESSIONS_PER_COMMAND) {
         tracing::info!(
             count = sessions.len(),

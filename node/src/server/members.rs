@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post};
+use meridian_seam::clock::millis;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -65,6 +66,7 @@ fn report(service: &Service) -> Value {
             "votes": roster.voters.contains(&server),
             "leads": leader == Some(server),
             "lag_entries": roster.lag_entries.get(&server),
+            "silent_ms": roster.silence.get(&server).map(|silence| millis(*silence)),
         })
     });
     let known =

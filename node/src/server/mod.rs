@@ -18,6 +18,7 @@ mod liveness;
 mod local_sessions;
 mod members;
 mod metrics;
+mod monitor;
 mod read;
 mod reaper;
 mod sasl;
@@ -45,7 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
-use meridian_seam::net::{self, Listener};
+use meridian_seam::net::{self, Listener, Mover};
 use meridian_seam::{Environment, limits};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -136,7 +137,6 @@ pub enum LocalSessionMode {
 pub struct Server {
     service: Arc<Service>,
     routes: Routes,
-    client_address: SocketAddr,
     admin_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
     tasks: JoinSet<()>,
@@ -218,12 +218,12 @@ impl Server {
             liveness::expiry(&options),
         ));
         let ports = open_ports(&environment, &options).await?;
-        let [(_, client_address, _), ..] = ports[..] else {
+        let listening = ports.plain.as_ref().map(|(_, mover)| mover.clone());
+        let listening_secure = ports.secure.as_ref().map(|listener| listener.local_addr()).transpose()?;
+        let Some(client_address) = listening.as_ref().map(Mover::address).or(listening_secure) else {
             let reason = "there is no address for clients: set client.listen or client.tls.listen";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         };
-        let secure_address =
-            ports.iter().find(|(port, ..)| *port == Port::Secure).map(|(_, address, _)| *address);
         let starting =
             Region::start(environment.clone(), options.region.clone(), hub.published(), hub.clone());
         let region = match &options.engine {
@@ -239,8 +239,8 @@ impl Server {
             room: Semaphore::new(options.outstanding_max.clamp(1, limits::SERVER_WRITES_MAX)),
             options,
             entropy: environment.entropy.clone(),
-            listening: client_address,
-            listening_secure: secure_address,
+            listening,
+            listening_secure,
             sessions_opened: AtomicU64::new(0),
             trace_mask: AtomicI64::new(words::TRACE_MASK),
         });
@@ -275,18 +275,22 @@ impl Server {
             tasks.spawn(tls.reload());
         }
         let door = Door::new(tls);
-        for (port, _, listener) in ports {
-            tasks.spawn(accept_clients(service.clone(), door.clone(), listener, port));
+        if let Some((listener, mover)) = ports.plain {
+            service.region.follow_client_port(mover);
+            tasks.spawn(accept_clients(service.clone(), door.clone(), listener, Port::Plain));
+        }
+        if let Some(listener) = ports.secure {
+            tasks.spawn(accept_clients(service.clone(), door, listener, Port::Secure));
         }
         tracing::info!(
             region = %service.options.region.region_name,
             server,
             %client_address,
-            secure_address = secure_address.map(tracing::field::display),
+            secure_address = listening_secure.map(tracing::field::display),
             admin_address = admin_address.map(tracing::field::display),
             "listening for clients"
         );
-        Ok(Self { service, routes, client_address, admin_address, metrics_address, tasks })
+        Ok(Self { service, routes, admin_address, metrics_address, tasks })
     }
 
     /// This server's part of the region.
@@ -311,7 +315,7 @@ impl Server {
 
     /// The address that clients connect to: that of TLS if it is the only one.
     pub fn client_address(&self) -> SocketAddr {
-        self.client_address
+        self.service.client_address()
     }
 
     /// The address that speaks TLS alone.
@@ -338,21 +342,22 @@ impl Server {
     }
 }
 
-/// The ports for clients that the options ask for, the plain one first.
-async fn open_ports(
-    environment: &Environment,
-    options: &ServerOptions,
-) -> io::Result<Vec<(Port, SocketAddr, Box<dyn Listener>)>> {
-    let secure = options.tls.as_ref().and_then(|tls| tls.listen.as_ref());
-    let mut ports = Vec::new();
-    for (port, key, address) in [
-        (Port::Plain, "client.listen", options.client_listen.as_ref()),
-        (Port::Secure, "client.tls.listen", secure),
-    ] {
-        if let Some(address) = address {
-            let listener = listen(environment, key, address).await?;
-            ports.push((port, listener.local_addr()?, listener));
-        }
+/// The ports for clients.
+struct Ports {
+    /// With what has it go elsewhere.
+    plain: Option<(Box<dyn Listener>, Mover)>,
+    secure: Option<Box<dyn Listener>>,
+}
+
+/// The ports for clients that the options ask for.
+async fn open_ports(environment: &Environment, options: &ServerOptions) -> io::Result<Ports> {
+    let mut ports = Ports { plain: None, secure: None };
+    if let Some(address) = &options.client_listen {
+        let listener = listen(environment, "client.listen", address).await?;
+        ports.plain = Some(net::movable(environment.net.clone(), address, listener)?);
+    }
+    if let Some(address) = options.tls.as_ref().and_then(|tls| tls.listen.as_ref()) {
+        ports.secure = Some(listen(environment, "client.tls.listen", address).await?);
     }
     Ok(ports)
 }

@@ -9,7 +9,9 @@ use meridian_bridge::mesh::LOCAL;
 
 use super::client::Statistics;
 use super::connection::Service;
+use super::monitor;
 use crate::region::LastSnapshot;
+use crate::txn::ensemble::{Member, Role};
 
 /// The version told to those who parse it: the ZooKeeper release whose protocol is spoken, and what speaks.
 ///
@@ -84,7 +86,7 @@ pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> Str
         "wchc" => write_watches_by_session(service, &mut out),
         "wchp" => write_watches_by_path(service, &mut out),
         "srst" => {
-            service.hub.metrics.reset();
+            monitor::reset(service);
             out.write_str("Server stats reset.\n")
         }
         "crst" => {
@@ -160,68 +162,6 @@ fn write_stat(service: &Service, out: &mut String) -> std::fmt::Result {
     write_counters(service, out)
 }
 
-/// What `mntr` and the metrics endpoint tell, by ZooKeeper's names.
-pub(super) fn gauges(service: &Service) -> Vec<(&'static str, f64)> {
-    let (hub, region) = (&service.hub, &service.region);
-    let (received, sent) = hub.metrics.packets();
-    let latency = hub.metrics.latency();
-    let view = hub.view();
-    let leads = region.leadership().borrow().is_me;
-    let roster = region.roster();
-    let mut gauges = vec![
-        ("avg_latency", latency.avg_ms),
-        ("max_latency", latency.max_ms as f64),
-        ("min_latency", latency.min_ms as f64),
-        ("packets_received", received as f64),
-        ("packets_sent", sent as f64),
-        ("num_alive_connections", hub.metrics.connections() as f64),
-        ("connection_rejected", hub.metrics.connections_rejected() as f64),
-        ("auth_failed_count", hub.metrics.authentications_failed() as f64),
-        ("unsuccessful_handshake", hub.metrics.handshakes_failed() as f64),
-        ("outstanding_requests", hub.metrics.outstanding() as f64),
-        ("connection_request_count", hub.metrics.admissions() as f64),
-        ("response_bytes", hub.metrics.bytes_sent() as f64),
-        ("bytes_received_count", hub.metrics.bytes_received() as f64),
-        ("large_requests_rejected", hub.metrics.frames_refused() as f64),
-        ("read_only", f64::from(u8::from(service.is_read_only()))),
-        ("znode_count", view.state.tree.len() as f64),
-        ("watch_count", hub.watch_count() as f64),
-        ("ephemerals_count", view.state.tree.ephemeral_count() as f64),
-        ("approximate_data_size", view.state.tree.data_bytes() as f64),
-        ("global_sessions", view.state.sessions.len() as f64),
-        ("local_sessions", service.local_sessions.len() as f64),
-        ("connection_drop_probability", service.throttle.lock().drop_share()),
-        ("throttled_ops", hub.metrics.throttled() as f64),
-        ("uptime", hub.now().as_millis() as f64),
-        ("quorum_size", roster.voters.len() as f64),
-    ];
-    gauges.extend(file_descriptors());
-    if leads {
-        let followers = roster.voters.len() as f64 - 1.0;
-        gauges.extend([
-            ("learners", followers + roster.learners.len() as f64),
-            ("synced_followers", followers),
-            ("synced_observers", roster.learners.len() as f64),
-            ("synced_non_voting_followers", 0.0),
-            ("pending_syncs", 0.0),
-        ]);
-    }
-    gauges
-}
-
-/// How many files and connections the process has open, and how many it may have, where the system tells.
-fn file_descriptors() -> Vec<(&'static str, f64)> {
-    let mut gauges = Vec::new();
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        // The directory itself is open while it is read.
-        gauges.push(("open_file_descriptor_count", open.count().saturating_sub(1) as f64));
-    }
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let max = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
-    gauges.extend(max.and_then(|max| max.parse().ok()).map(|max| ("max_file_descriptor_count", max)));
-    gauges
-}
-
 /// What a member of an ensemble does, in ZooKeeper's words; nothing for a server on its own.
 fn peer_state(service: &Service) -> Option<&'static str> {
     match mode(service) {
@@ -238,10 +178,7 @@ fn write_monitor(service: &Service, out: &mut String) -> std::fmt::Result {
     if let Some(state) = peer_state(service) {
         writeln!(out, "zk_peer_state\t{state}")?;
     }
-    for (name, value) in gauges(service) {
-        writeln!(out, "zk_{name}\t{value}")?;
-    }
-    Ok(())
+    monitor::lines(service, out)
 }
 
 fn write_configuration(service: &Service, out: &mut String) -> std::fmt::Result {
@@ -258,9 +195,10 @@ pub(super) fn configuration(service: &Service) -> Vec<(&'static str, String)> {
     let options = &service.options;
     let (session_min, session_max) = options.session_timeout_bounds_ms();
     let (data_size, log_size) = directory_sizes(service);
-    vec![
-        ("clientPort", service.listening.port().to_string()),
-        ("clientPortAddress", service.listening.ip().to_string()),
+    let listening = service.client_address();
+    let mut configuration = vec![
+        ("clientPort", listening.port().to_string()),
+        ("clientPortAddress", listening.ip().to_string()),
         ("secureClientPort", service.listening_secure.map_or("-1".into(), |a| a.port().to_string())),
         ("dataDir", options.region.data_dir.display().to_string()),
         ("dataDirSize", data_size.to_string()),
@@ -271,9 +209,40 @@ pub(super) fn configuration(service: &Service) -> Vec<(&'static str, String)> {
         ("maxCnxns", options.connections_max.to_string()),
         ("minSessionTimeout", session_min.to_string()),
         ("maxSessionTimeout", session_max.to_string()),
+        ("clientPortListenBacklog", "-1".into()),
         ("jute.maxbuffer", options.frame_bytes_max.to_string()),
         ("serverId", options.region.server.to_string()),
-    ]
+    ];
+    if let Some(member) = member(service) {
+        let (init_limit, sync_limit) = limits_in_ticks(service);
+        let (_, quorum_port) = member.address.rsplit_once(':').unwrap_or_default();
+        configuration.extend([
+            ("initLimit", init_limit.to_string()),
+            ("syncLimit", sync_limit.to_string()),
+            ("electionPort", member.election_port.to_string()),
+            ("quorumPort", quorum_port.into()),
+            ("peerType", u8::from(member.role == Role::Observer).to_string()),
+        ]);
+    }
+    configuration
+}
+
+/// This server as a member of an ensemble; nothing for a server on its own.
+pub(super) fn member(service: &Service) -> Option<Member> {
+    let members = service.hub.view().state.ensemble.members.clone();
+    let own = u8::try_from(service.region.config().server).ok()?;
+    members.get(&own).filter(|_| members.len() > 1).cloned()
+}
+
+/// What comes nearest to ZooKeeper's initLimit and syncLimit: for how long a server may take up a snapshot, and for how
+/// long one may be silent, in ticks.
+pub(super) fn limits_in_ticks(service: &Service) -> (u128, u128) {
+    let tick_ms = service.options.tick.as_millis().max(1);
+    let timing = &service.region.config().timing;
+    (
+        timing.snapshot_timeout().as_millis().div_ceil(tick_ms),
+        timing.election_timeout.1.as_millis().div_ceil(tick_ms),
+    )
 }
 
 fn write_connections(service: &Service, out: &mut String) -> std::fmt::Result {

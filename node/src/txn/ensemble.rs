@@ -37,7 +37,7 @@ pub struct Ensemble {
 /// A change of members that is being carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// The zxid at which it was asked for, which is its name.
+    /// The zxid after which it was asked for. None before has the same: its end has a zxid of its own.
     pub id: i64,
     /// Whom to answer; server 0 is nobody.
     pub caller: Caller,

@@ -190,13 +190,13 @@ impl State {
         }
     }
 
-    /// The epoch of zxids rises with the term, so that zxids of different leaders never meet.
+    /// Every leader's zxids have an epoch of their own, the first leader's the first, as in ZooKeeper.
     fn enter_term(&mut self, term: u64) {
         if term <= self.term {
             return;
         }
         self.term = term;
-        let epoch = (self.zxid >> 32).saturating_add(1).max(i64::try_from(term).unwrap_or(i64::MAX));
+        let epoch = (self.zxid >> 32).saturating_add(1);
         self.zxid = self.zxid.max(epoch.min(i64::from(i32::MAX)) << 32);
     }
 
@@ -309,7 +309,7 @@ impl Apply<'_, '_> {
                 }
             }
             Command::ChangeMembers { version, members } => {
-                let id = self.state.next_zxid();
+                let id = self.state.zxid;
                 let ensemble = &mut self.state.ensemble;
                 if ensemble.version == version && ensemble.change.is_none() {
                     let members = Arc::new(members);
@@ -399,7 +399,10 @@ impl Apply<'_, '_> {
     }
 
     fn client(&mut self, request: &ClientRequest<'_>) {
-        self.state.next_zxid();
+        // A change of members has its zxid when it is in force.
+        if request.op != OpCode::Reconfig as i32 {
+            self.state.next_zxid();
+        }
         let owner = Owner {
             server: request.caller.server,
             boot: request.caller.boot,
@@ -428,7 +431,9 @@ impl Apply<'_, '_> {
 
     /// A write of a session that only its server knows: it can't own anything.
     fn local_client(&mut self, request: &ClientRequest<'_>) {
-        self.state.next_zxid();
+        if request.op != OpCode::Reconfig as i32 {
+            self.state.next_zxid();
+        }
         let decoded = OpCode::try_from(request.op).and_then(|op| Request::decode(op, request.body));
         match decoded {
             Ok(decoded) if makes_ephemeral(&decoded) => {

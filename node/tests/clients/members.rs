@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use meridian_node::txn::ensemble::{Member, Members, Role};
 use meridian_wire::{AuthPacket, CreateMode, ErrorCode, OpCode, Request, Response};
+use tokio::net::TcpStream;
 use zookeeper_client as zk;
 
 use crate::raw::RawClient;
-use crate::region::{TestRegion, eventually};
+use crate::region::{TestRegion, eventually, free_port};
 
 async fn client(addresses: &str) -> zk::Client {
     zk::Client::connector().with_session_timeout(Duration::from_secs(10)).connect(addresses).await.unwrap()
@@ -96,6 +97,35 @@ async fn a_server_of_number_zero_serves_and_takes_changes_of_members() {
     let joining = Some("server.9=127.0.0.1:9999:9998:observer;127.0.0.1:9997");
     let change = Request::Reconfig { joining, leaving: None, new_members: None, config_id: -1 };
     assert_eq!(client.call(&change).await.0.error, ErrorCode::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_goes_to_the_ports_that_a_change_gives_it() {
+    let mut region = TestRegion::start(3, 0).await;
+    let all: Vec<(u8, Role)> = (1..=3).map(|server| (server, Role::Voter)).collect();
+    let mut wanted = members(&region, &all);
+    wanted.get_mut(&3).unwrap().client = Some(region.address(3).to_string());
+    region.server(1).region().change_members(wanted.clone()).await.unwrap();
+    let mut client = RawClient::connect(region.address(3)).await;
+    client.create("/before", CreateMode::Ephemeral).await.unwrap();
+
+    let before = region.address(3);
+    let [peer_port, client_port] = [free_port(), free_port()];
+    let moved = wanted.get_mut(&3).unwrap();
+    moved.address = format!("127.0.0.1:{peer_port}");
+    moved.client = Some(format!("127.0.0.1:{client_port}"));
+    region.server(1).region().change_members(wanted).await.unwrap();
+    eventually("clients are served there", async || region.address(3).port() == client_port).await;
+    assert!(TcpStream::connect(before).await.is_err(), "nobody listens at the old port");
+    client.create("/as before", CreateMode::Persistent).await.unwrap();
+    RawClient::connect(region.address(3)).await.get("/before", false).await.unwrap();
+
+    // The others find it: the two have no majority without it.
+    region.stop(1).await;
+    region.stop(2).await;
+    region.start_server(1).await;
+    let mut late = RawClient::connect(region.address(1)).await;
+    late.create("/after", CreateMode::Persistent).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,8 @@
 //! Order, framing, limits, and what is served besides the protocol.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use bytes::{BufMut, BytesMut};
 use meridian_wire::{
     Acl, AuthPacket, CreateMode, ErrorCode, OpCode, Request, Response, begin_frame, finish_frame, perms, xid,
@@ -8,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::raw::{RawClient, data};
-use crate::region::TestRegion;
+use crate::region::{TestRegion, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_answered_in_order_and_see_what_came_before_them() {
@@ -157,9 +160,10 @@ async fn operators_are_answered_in_words_and_over_http() {
 
     region.server(leader).routes().add("/extra", || serde_json::json!({ "added": true }));
     let admin = region.server(leader).admin_address().unwrap();
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     for (path, status, content) in [
         ("/health", "200", "\"healthy\":true"),
+        ("/readyz", "200", "\"healthy\":true"),
+        ("/livez", "200", "\"live\":true"),
         ("/commands/ruok", "200", "\"error\":null"),
         ("/commands/leader", "200", "\"is_leader\":true"),
         ("/commands/set_trace_mask?traceMask=7", "200", "\"tracemask\":7"),
@@ -188,6 +192,86 @@ async fn a_server_without_a_leader_says_that_it_does_not_serve() {
     region.start_server(1).await;
     let answer = ask(region.address(1), "srvr").await;
     assert_eq!(answer, "This ZooKeeper instance is not currently serving requests\n");
+    let admin = region.server(1).admin_address().unwrap();
+    let ready = ask(admin, &get("/readyz")).await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("no leader is known"), "{ready}");
+    assert!(ask(admin, &get("/livez")).await.starts_with("HTTP/1.1 200"), "a new start would help nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_servers_measure_is_told_by_zookeepers_names() {
+    let mut region = TestRegion::start(3, 1).await;
+    let leader = region.leader().await;
+    let mut watcher = RawClient::connect(region.address(leader)).await;
+    watcher.create("/a", CreateMode::Persistent).await.unwrap();
+    watcher.get("/a", true).await.unwrap();
+    let mut writer = RawClient::connect(region.address(leader)).await;
+    assert_eq!(writer.set("/a", b"new").await, ErrorCode::Ok);
+    assert_eq!(watcher.packet().await.unwrap().0.xid, xid::NOTIFICATION);
+
+    let monitored = monitor(region.address(leader)).await;
+    for (name, at_least) in [
+        ("cnt_readlatency", 1.0),
+        ("cnt_updatelatency", 2.0),
+        ("max_updatelatency", 0.001),
+        ("cnt_fsynctime", 2.0),
+        ("max_fsynctime", 0.001),
+        ("p99_fsynctime", 0.001),
+        ("cnt_quorum_ack_latency", 2.0),
+        ("cnt_propagation_latency", 2.0),
+        ("sum_node_changed_watch_count", 1.0),
+        ("watch_bytes", 20.0),
+        ("proposal_count", 4.0),
+        ("commit_count", 4.0),
+        ("last_proposal_size", 20.0),
+        ("max_client_response_size", 20.0),
+        ("cnt_election_time", 1.0),
+        ("looking_count", 1.0),
+        ("meridian_term", 1.0),
+        ("meridian_applied_index", 4.0),
+        ("process_cpu_seconds_total", 0.001),
+    ] {
+        assert!(monitored[name] >= at_least, "{name}: {}", monitored[name]);
+    }
+    let in_touch = async |region: &TestRegion| {
+        let monitored = monitor(region.address(leader)).await;
+        ["learners", "synced_followers", "synced_observers"].map(|name| monitored[name])
+    };
+    eventually("all are in touch", async || in_touch(&region).await == [3.0, 2.0, 1.0]).await;
+    assert!(monitored.contains_key("leader_uptime"));
+    let follower = (1..=3).find(|server| *server != leader).unwrap();
+    assert!(!monitor(region.address(follower)).await.contains_key("synced_followers"));
+
+    region.stop(follower).await;
+    region.stop(4).await;
+    eventually("they are missed", async || in_touch(&region).await == [1.0, 1.0, 0.0]).await;
+    let admin = region.server(leader).admin_address().unwrap();
+    let members = ask(admin, &get("/members")).await;
+    assert!(members.contains("\"silent_ms\":"), "{members}");
+    let exposed = ask(admin, &get("/metrics")).await;
+    for line in [
+        "# TYPE fsynctime summary\nfsynctime{quantile=\"0.5\"} ",
+        "\nfsynctime_count ",
+        "\n# TYPE proposal_count counter\nproposal_count ",
+        &format!("\nmeridian_lag_entries{{server=\"{follower}\"}} "),
+    ] {
+        assert!(exposed.contains(line), "{line}: {exposed}");
+    }
+    assert_eq!(exposed.matches("# TYPE meridian_lag_entries gauge").count(), 1);
+}
+
+/// The figures of `mntr`, without their prefix.
+async fn monitor(address: SocketAddr) -> BTreeMap<String, f64> {
+    let answer = ask(address, "mntr").await;
+    let figures = answer.lines().filter_map(|line| {
+        let (name, figure) = line.strip_prefix("zk_")?.split_once('\t')?;
+        Some((name.to_string(), figure.parse().ok()?))
+    });
+    figures.collect()
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +331,6 @@ async fn all_words_are_answered_where_all_are_listed() {
 async fn where_operators_only_look_nothing_is_changed() {
     let region = TestRegion::with(1, 0, |o| o.metrics_listen = Some("127.0.0.1:0".into())).await;
     let address = region.server(1).metrics_address().unwrap();
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     assert!(ask(address, &get("/commands/srst")).await.starts_with("HTTP/1.1 403"));
     assert!(ask(address, &get("/commands/srvr")).await.starts_with("HTTP/1.1 200"));
 }

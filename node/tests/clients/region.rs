@@ -148,7 +148,7 @@ impl TestRegion {
 }
 
 /// A port below those that the system gives to outgoing connections, which other tests make all the time.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let place = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));

@@ -83,7 +83,8 @@ async fn what_arrives_during_a_sync_is_the_next_group() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(numbers(&answers), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(handle.metrics().syncs.load(Ordering::Relaxed), 2);
-    assert_eq!(handle.metrics().sync_time_us_max.load(Ordering::Relaxed), 5000);
+    assert_eq!(handle.metrics().sync_us.distribution().max, 5000);
+    assert_eq!(handle.metrics().group_records.distribution().max, 6);
 }
 
 #[tokio::test(start_paused = true)]
