@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, Stream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::{BasicNode, leader_id_std};
@@ -584,7 +584,7 @@ impl<L: Link> RaftNetworkV2<TypeConfig> for Network<L> {
     /// that a write would wait for the one before it to cross the network and back.
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _option: RPCOption,
     ) -> Pin<Box<dyn Future<Output = OpenedStream<'s>> + Send + 's>>
     where
@@ -592,13 +592,17 @@ impl<L: Link> RaftNetworkV2<TypeConfig> for Network<L> {
     {
         let timeout = self.timeout;
         Box::pin(async move {
+            // It comes after the pause that the engine makes when the attempt before has failed. Whoever connects
+            // first makes none, and a member that is gone costs the leader a whole processor.
+            let Some(first) = input.next().await else { return Ok(stream::empty().boxed()) };
             let connecting = tokio::time::timeout(timeout, self.link.client());
             let client = match connecting.await {
                 Ok(Ok(client)) => client,
                 Ok(Err(error)) => return Err(Unreachable::new(&error).into()),
                 Err(_) => return Err(Unreachable::from_string("no connection in time").into()),
             };
-            let replies = input
+            let replies = stream::once(std::future::ready(first))
+                .chain(input)
                 .map(move |request| {
                     // The call is queued here, in the order of the stream; only its reply is awaited later.
                     let call = codec::encode(&append_message(&request))

@@ -463,6 +463,14 @@ impl Membership {
         if voters != group.voters || group.joint {
             return self.change_voters(&ensemble, &group, voters, leading).await;
         }
+        let is_voter = |server: &u64| {
+            let number = u8::try_from(*server).ok();
+            number.and_then(|number| ensemble.target().get(&number)).is_some_and(|m| m.role == Role::Voter)
+        };
+        if ensemble.change.is_some() && empty.iter().any(is_voter) {
+            // It has just come, and is made a voter before the change counts as carried out.
+            return Ok(());
+        }
         self.end_change(&ensemble, ErrorCode::Ok).await?;
         let unwanted: BTreeSet<u64> = group.learners.difference(&learners).copied().collect();
         // A new leader does not know yet who is there.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Client, Statistics};
 use super::connection::Service;
 use super::{monitor, words};
+use crate::region::Sizes;
 use crate::txn::ensemble::{Member, Role};
 
 /// Why a command is not answered.
@@ -119,9 +120,12 @@ const COMMANDS: &[Command] = &[
         let me = service.region.config().server;
         let leadership = *service.region.leadership().borrow();
         let zxid = service.hub.view().state.zxid;
+        let member = words::member(service);
         Ok(json!({
             "myid": me,
             "is_leader": leadership.is_me,
+            "quorum_address": member.as_ref().map(|member| &member.address),
+            "election_address": member.as_ref().map(Member::election_address),
             "client_address": service.client_address().to_string(),
             "voting": service.region.roster().voters.contains(&me),
             "last_zxid": format!("{zxid:#x}"),
@@ -246,9 +250,17 @@ fn server_stats(service: &Service) -> Value {
             "num_alive_client_connections": service.hub.metrics.connections(),
             "uptime": millis(service.hub.now()),
             "auth_failed_count": service.hub.metrics.authentications_failed(),
+            "client_response_stats": sizes(&service.hub.metrics.response_bytes),
         },
+        "client_response": sizes(&service.hub.metrics.response_bytes),
+        "proposal_stats": sizes(&service.region.metrics().proposal_bytes),
         "node_count": view.state.tree.len(),
     })
+}
+
+fn sizes(sizes: &Sizes) -> Value {
+    let [last, min, max] = sizes.get();
+    json!({ "last_buffer_size": last, "min_buffer_size": min, "max_buffer_size": max })
 }
 
 fn monitor(service: &Service) -> Value {
@@ -271,23 +283,33 @@ fn leader(service: &Service) -> Value {
     })
 }
 
-/// The observers that are members, as the leader knows them.
+/// The observers that are in touch, as the leader knows them.
 fn observers(service: &Service) -> Value {
     let roster = service.region.roster();
     let members = service.hub.view().state.ensemble.members.clone();
-    let known: Vec<&Member> =
-        roster.learners.iter().filter_map(|id| members.get(&u8::try_from(*id).ok()?)).collect();
-    let observers: Vec<Value> = known.iter().map(|member| json!({ "address": member.address })).collect();
+    let present = monitor::in_touch(service, &roster);
+    let observers: Vec<Value> = roster
+        .learners
+        .intersection(&present)
+        .map(|server| {
+            let member = u8::try_from(*server).ok().and_then(|number| members.get(&number));
+            json!({
+                "sid": server,
+                "address": member.map(|member| &member.address),
+                "lag_entries": roster.lag_entries.get(server),
+                "silent_ms": roster.silence.get(server).map(|silence| millis(*silence)),
+            })
+        })
+        .collect();
     json!({ "synced_observers": observers.len(), "observers": observers })
 }
 
 fn voting_view(service: &Service) -> Value {
     let members = service.hub.view().state.ensemble.members.clone();
     let voters = members.iter().filter(|(_, member)| member.role == Role::Voter).map(|(number, member)| {
-        let host = member.address.rsplit_once(':').map_or("", |(host, _)| host);
         let view = json!({
             "server_addresses": [member.address],
-            "election_addresses": [format!("{host}:{}", member.election_port)],
+            "election_addresses": [member.election_address()],
             "client_address": member.client.clone().unwrap_or_default(),
             "learner_type": "participant",
         });

@@ -241,6 +241,7 @@ fn of_region(service: &Service) -> Vec<Sample> {
         summary("propagation_latency", &metrics.propagation_ms, 1.0),
         counter("looking_count", &metrics.leaderless),
         summary("election_time", &metrics.leaderless_ms, 1.0),
+        summary("unavailable_time", &metrics.leaderless_ms, 1.0),
         summary("snapshottime", &metrics.snapshot_ms, 1.0),
         counter("snapshot_error_count", &metrics.snapshots_failed),
         summary("dbinittime", &metrics.recovery_ms, 1.0),

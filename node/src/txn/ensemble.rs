@@ -178,6 +178,12 @@ impl Member {
         let election_port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0);
         Self { role, address, election_port, client }
     }
+
+    /// Where ZooKeeper's servers would elect their leader.
+    pub fn election_address(&self) -> String {
+        let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
+        format!("{host}:{}", self.election_port)
+    }
 }
 
 fn parse<T: FromStr>(text: &str, reason: impl FnOnce() -> String) -> Result<T, ReconfigError> {

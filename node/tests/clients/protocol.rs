@@ -155,6 +155,7 @@ async fn operators_are_answered_in_words_and_over_http() {
     assert!(ask(address, "conf").await.contains("tickTime=2000\n"));
     assert_eq!(ask(address, "gtmk").await, "306");
     assert!(ask(address, "conf").await.contains("membership: \nserver.1="));
+    assert!(ask(address, "conf").await.contains("\nsyncLimit=1\n"));
     assert!(ask(address, "envi").await.starts_with("Environment:\nzookeeper.version=3.9.0-meridian"));
     assert_eq!(ask(address, "srst").await, "srst is not executed because it is not in the whitelist.\n");
 
@@ -169,6 +170,10 @@ async fn operators_are_answered_in_words_and_over_http() {
         ("/commands/set_trace_mask?traceMask=7", "200", "\"tracemask\":7"),
         ("/commands/gtmk", "200", "\"tracemask\":7"),
         ("/commands/stmk", "400", "requires long traceMask"),
+        ("/commands/observers", "200", "\"sid\":4"),
+        ("/commands/zabstate", "200", "\"quorum_address\":\"127.0.0.1:"),
+        ("/commands/server_stats", "200", "\"proposal_stats\":{\"last_buffer_size\":"),
+        ("/commands/conf", "200", "\"sync_limit\":1"),
         ("/commands/voting_view", "200", "\"learner_type\":\"participant\""),
         ("/commands/isro", "200", "\"read_only\":false"),
         ("/commands/connections", "200", "\"secure_connections\":[]"),
