@@ -309,7 +309,12 @@ struct PeerConnection {
 impl rpc::Handler for PeerConnection {
     fn handle(&self, kind: u8, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         if kind == HELLO {
-            return ready(self.greet(&body));
+            let (greeted, raft) = (self.greet(&body), self.raft.clone());
+            return Box::pin(async move {
+                // A server that was away is back: it is sent what it lacks without the rest of the pause.
+                let back = raft.trigger().reset_backoff([greeted?]).await;
+                back.map(|()| Bytes::new()).map_err(|error| error.to_string())
+            });
         }
         let Some(from) = self.peer.lock().greeted else {
             return ready(Err("a connection starts with a greeting".into()));
@@ -336,7 +341,7 @@ fn ready(result: Result<Bytes, String>) -> BoxFuture<'static, Result<Bytes, Stri
 }
 
 impl PeerConnection {
-    fn greet(&self, body: &Bytes) -> Result<Bytes, String> {
+    fn greet(&self, body: &Bytes) -> Result<u64, String> {
         let hello: Hello = codec::decode(body).map_err(|e| e.to_string())?;
         let own = &self.peers.config.region_name;
         if hello.region != *own {
@@ -347,7 +352,7 @@ impl PeerConnection {
             return Err(format!("the certificate is not that of server {}", hello.server));
         }
         peer.greeted = Some(hello.server);
-        Ok(Bytes::new())
+        Ok(hello.server)
     }
 
     fn forward(&self, body: &Bytes) -> BoxFuture<'static, Result<Bytes, String>> {

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use super::authentication::{SaslStep, Verdict};
 use super::client::{Client, Established, Last};
 use super::hub::{Hub, Waiting, event_frame, session_id};
-use super::liveness::{CONTACT_SHARE, is_in_doubt};
+use super::liveness::{self, CONTACT_SHARE, is_in_doubt};
 use super::local_sessions::LocalSessions;
 use super::metrics::Tally;
 use super::read::{Reader, is_read, reply_error};
@@ -428,6 +428,9 @@ impl Connection {
             return Err(End::Refused("the disk is full"));
         } else {
             self.until_formed().await?;
+            if is_local && service.options.read_only_mode && hello.read_only == Some(true) {
+                self.until_backed().await?;
+            }
             if !(is_local && self.open_locally(&hello)?) {
                 self.open(&hello).await?;
             }
@@ -442,6 +445,24 @@ impl Connection {
             () = self.client.closing() => Err(End::Server),
             formed = self.service.region.formed() => formed.map_err(|_| CUT_OFF),
         }
+    }
+
+    /// Waits until a majority of the region is known to stand behind this server since the client came: a session that
+    /// nobody else learns of would be opened without it, and its client, who would be content with reads, be told that
+    /// it may write.
+    async fn until_backed(&mut self) -> Result<(), End> {
+        let (service, client, came) = (self.service.clone(), self.client.clone(), self.now);
+        while liveness::last_backed(&service).is_none_or(|backed| backed < came) {
+            if service.is_cut_off() {
+                return Err(CUT_OFF);
+            }
+            tokio::select! {
+                biased;
+                () = client.closing() => return Err(End::Server),
+                () = tokio::time::sleep(DOUBT_PAUSE) => {}
+            }
+        }
+        Ok(())
     }
 
     fn timeout_of(&self, hello: &ConnectRequest<'_>) -> u32 {

@@ -108,6 +108,16 @@ pub(super) fn is_in_doubt(service: &Service, client: &Client) -> bool {
         && hub.view().state.tree.ephemerals_of(client.session()).next().is_some()
 }
 
+/// When a majority of the region's voters was last known to follow the leader, if one is known.
+pub(super) fn last_backed(service: &Service) -> Option<Duration> {
+    let hub = &service.hub;
+    let leads = *service.region.leadership().borrow();
+    if leads.is_me {
+        return Some(hub.now().saturating_sub(service.region.quorum_age()?));
+    }
+    leads.leader.map(|_| hub.contact())
+}
+
 /// Whether more than one report to the leader in a row has failed. [`Service::is_cut_off`] waits for an election, too.
 fn is_out_of_touch(service: &Service, now: Duration) -> bool {
     now.saturating_sub(service.hub.contact()) > answers_unheard_for(&service.options)

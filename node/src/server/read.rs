@@ -11,7 +11,7 @@ use meridian_wire::{
 
 use crate::region::View;
 use crate::session::Watch;
-use crate::tree::{Tree, ZnodeRef};
+use crate::tree::{Tree, ZnodeRef, or_root};
 use crate::txn::acl::{self, Identities};
 
 /// Who reads.
@@ -156,11 +156,6 @@ impl Reader<'_> {
         let clients = known.iter().map(|(user, scheme)| ClientInfo { scheme, user }).collect();
         Response::Clients(clients).encode(out);
     }
-}
-
-/// To reads the empty path is the root, as in ZooKeeper.
-fn or_root(path: &str) -> &str {
-    if path.is_empty() { "/" } else { path }
 }
 
 /// Appends a reply that is an error and nothing besides.

@@ -7,7 +7,7 @@ use foldhash::fast::FixedState;
 use meridian_seam::mutant::{self, Mutant};
 use meridian_wire::EventType;
 
-use crate::tree::{Tree, split_path};
+use crate::tree::{Tree, or_root, split_path};
 
 /// A kind of watch. The numbers are bits of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,8 +291,7 @@ impl Recent {
         zxid: i64,
         shared: bool,
     ) -> Option<EventType> {
-        // As in ZooKeeper, the empty path is the root.
-        let znode = tree.get(if path.is_empty() { "/" } else { path });
+        let znode = tree.get(or_root(path));
         match (watch, znode) {
             (Watch::Data, found) if exists => found.map(|_| EventType::NodeCreated),
             (Watch::Data | Watch::Child, None) => Some(EventType::NodeDeleted),

@@ -77,6 +77,11 @@ impl Planting {
     }
 }
 
+/// To reads and watches the empty path is the root, as in ZooKeeper.
+pub fn or_root(path: &str) -> &str {
+    if path.is_empty() { "/" } else { path }
+}
+
 /// The parent's path and the last name of a path; `None` for the root.
 pub fn split_path(path: &str) -> Option<(&str, &str)> {
     let slash = path.rfind('/')?;

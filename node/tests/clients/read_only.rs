@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use meridian_node::server::LocalSessionMode;
 use meridian_wire::{CreateMode, ErrorCode, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -34,6 +35,29 @@ async fn cut_off() -> (TestRegion, RawClient) {
     })
     .await;
     (region, before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_session_is_not_told_that_it_may_write_where_no_majority_is_left() {
+    let mut region = TestRegion::with(3, 0, |options| {
+        options.read_only_mode = true;
+        options.local_sessions = LocalSessionMode::Only;
+    })
+    .await;
+    let remaining = region.leader().await;
+    let mut before = RawClient::try_connect(region.address(remaining), &read_only()).await.unwrap();
+    before.create("/kept", CreateMode::Persistent).await.unwrap();
+    for server in (1..=3).filter(|server| *server != remaining) {
+        region.stop(server).await;
+    }
+    // From now on, not only when the server counts as cut off.
+    let mut client = loop {
+        if let Ok(client) = RawClient::try_connect(region.address(remaining), &read_only()).await {
+            break client;
+        }
+    };
+    assert!(client.read_only);
+    assert!(client.get("/kept", false).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

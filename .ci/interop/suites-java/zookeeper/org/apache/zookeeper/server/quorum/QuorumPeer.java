@@ -25,7 +25,7 @@ public class QuorumPeer extends Thread {
     public static final String CONFIG_KEY_MULTI_ADDRESS_REACHABILITY_CHECK_ENABLED =
         "zookeeper.multiAddress.reachabilityCheckEnabled";
     private static final int ELECTION_ALGORITHM = 3;
-    private static final int WATCH_MS = 50;
+    private static final int WATCH_MS = 10;
     private static final Pattern MODE = Pattern.compile("^Mode: (\\S+)", Pattern.MULTILINE);
 
     public enum LearnerType { PARTICIPANT, OBSERVER }
