@@ -96,18 +96,18 @@ impl Directory {
         Self { config, view, announced: Arc::default() }
     }
 
-    /// The addresses at which a server may be reached, the most likely one first: what the region has agreed
-    /// on, what the server has said itself, and what this server's configuration says.
+    /// The addresses at which a server may be reached, the most likely one first: what is in force, what it is to be,
+    /// what the server has said itself, and what this server's configuration says.
     pub(super) fn addresses_of(&self, server: u64) -> Vec<String> {
         let Ok(number) = u8::try_from(server) else { return Vec::new() };
         let agreed = |members: &Members| members.get(&number).map(|member| member.address.clone());
         let view = self.view.load();
         let announced = self.announced.lock().get(&server).map(|a| a.address.clone());
         let mut addresses = Vec::new();
-        for address in [agreed(view.state.ensemble.target()), announced, agreed(&self.config.members)]
-            .into_iter()
-            .flatten()
-        {
+        let ensemble = &view.state.ensemble;
+        let known =
+            [agreed(&ensemble.members), agreed(ensemble.target()), announced, agreed(&self.config.members)];
+        for address in known.into_iter().flatten() {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }

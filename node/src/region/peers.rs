@@ -40,7 +40,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The bound of a snapshot taken from another server.
 const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
 
-/// The first message of a connection.
+/// The first message of a connection, which is answered with the number of the server that it has reached.
 #[derive(Debug, Serialize, Deserialize)]
 struct Hello {
     region: String,
@@ -112,16 +112,24 @@ impl PeerLink {
     async fn connect(&self) -> io::Result<rpc::Client> {
         let mut addresses = self.peers.directory.addresses_of(self.server);
         addresses.extend(self.fallback.clone().filter(|fallback| !addresses.contains(fallback)));
-        let attempt = self.attempts.load(Ordering::Relaxed);
-        let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
-            let reason = format!("no address of server {} is known", self.server);
-            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        // Where it is not, the next one is tried at once; what fails otherwise may have taken its time.
+        let is_elsewhere = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable)
         };
-        let connected = self.connect_to(address).await;
-        if connected.is_err() {
-            self.attempts.fetch_add(1, Ordering::Relaxed);
+        let first = self.attempts.load(Ordering::Relaxed);
+        let mut refused =
+            io::Error::new(io::ErrorKind::NotFound, format!("no address of server {} is known", self.server));
+        for attempt in first..first + addresses.len() {
+            match self.connect_to(&addresses[attempt % addresses.len()]).await {
+                Err(error) if is_elsewhere(&error) => refused = error,
+                Err(error) => {
+                    self.attempts.store(attempt + 1, Ordering::Relaxed);
+                    return Err(error);
+                }
+                connected => return connected,
+            }
         }
-        connected
+        Err(refused)
     }
 
     async fn connect_to(&self, address: &str) -> io::Result<rpc::Client> {
@@ -140,7 +148,14 @@ impl PeerLink {
             let client = rpc::Client::new(stream);
             let hello =
                 Hello { region: self.peers.config.region_name.clone(), server: self.peers.config.server };
-            client.call(HELLO, encode(&hello)?).await?;
+            let answer = client.call(HELLO, encode(&hello)?).await?;
+            let found: u64 = codec::decode(&answer).map_err(io::Error::other)?;
+            if found != self.server && !mutant::is(Mutant::ObserverInQuorum) {
+                // Counted twice it would make up a majority that is none.
+                tracing::warn!(expected = self.server, found, %address, "another server than expected answers");
+                let reason = format!("server {found} answers at {address}, not server {}", self.server);
+                return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, reason));
+            }
             Ok(client)
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
@@ -309,11 +324,12 @@ struct PeerConnection {
 impl rpc::Handler for PeerConnection {
     fn handle(&self, kind: u8, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         if kind == HELLO {
-            let (greeted, raft) = (self.greet(&body), self.raft.clone());
+            let (greeted, raft, own) = (self.greet(&body), self.raft.clone(), self.peers.config.server);
             return Box::pin(async move {
                 // A server that was away is back: it is sent what it lacks without the rest of the pause.
                 let back = raft.trigger().reset_backoff([greeted?]).await;
-                back.map(|()| Bytes::new()).map_err(|error| error.to_string())
+                back.map_err(|error| error.to_string())?;
+                encode(&own).map_err(|error| error.to_string())
             });
         }
         let Some(from) = self.peer.lock().greeted else {

@@ -129,6 +129,35 @@ async fn a_running_server_goes_to_the_ports_that_a_change_gives_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_ports_change_and_the_leader_votes_no_longer_in_one_change() {
+    let region = TestRegion::start(3, 0).await;
+    let leader = region.leader().await;
+    let roles: Vec<(u8, Role)> = (1..=3)
+        .map(|server| (server, if u64::from(server) == leader { Role::Observer } else { Role::Voter }))
+        .collect();
+    let mut wanted = members(&region, &roles);
+    wanted.values_mut().for_each(|member| member.address = format!("127.0.0.1:{}", free_port()));
+    region.server(leader).region().change_members(wanted).await.unwrap();
+    let client = client(&region.addresses()).await;
+    client.create("/after", b"1", &open()).await.unwrap();
+    assert_ne!(region.leader().await, leader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_found_at_two_addresses_counts_once() {
+    // By a mistake in the configuration, two of five seem to be three.
+    let mut region = TestRegion::prepare(5, 0, |_| {});
+    region.mistake(3, 2);
+    region.start_server(1).await;
+    region.start_server(2).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for server in [1, 2] {
+        let leadership = *region.server(server).region().leadership().borrow();
+        assert_eq!(leadership.leader, None, "server {server}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_voter_that_is_gone_is_not_called_all_the_time() {
     let mut region = TestRegion::start(3, 0).await;
     let leader = region.leader().await;

@@ -109,6 +109,11 @@ impl TestRegion {
         addresses.clone().find(|(id, _)| **id == server).unwrap().1.clone()
     }
 
+    /// Has the configurations say that one voter is where another is.
+    pub(crate) fn mistake(&mut self, voter: u64, other: u64) {
+        self.voters.insert(voter, self.peer_address(other));
+    }
+
     /// Loses what a stopped server has on its disk.
     pub(crate) fn wipe(&self, server: u64) {
         std::fs::remove_dir_all(self.directory.path().join(server.to_string())).unwrap();
