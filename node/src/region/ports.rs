@@ -25,23 +25,25 @@ impl Ports {
     /// Has a listener follow one of the addresses of this server, for as long as the region runs.
     pub(super) async fn follow(mut self, address_of: fn(&Member) -> Option<&str>, mover: Mover) {
         let mut known = self.port(address_of);
+        // Where the network maps ports, members have another one for this server than it listens at.
+        let mut follows = known == Some(mover.address().port());
         while self.version.changed().await.is_ok() {
-            let port = self.port(address_of);
+            let Some(port) = self.port(address_of) else { continue };
             // What is read back from the disk before a leader is known was so before the start.
             let is_new = known.is_some() && self.leadership.borrow().leader.is_some();
-            if let Some(port) = port.filter(|_| is_new && port != known) {
+            if !is_new {
+                follows = port == mover.address().port();
+            } else if follows && known != Some(port) {
                 mover.move_to(port);
             }
-            known = port.or(known);
-            if let (Some(port), false) = (port, is_new)
-                && port != mover.address().port()
-            {
-                tracing::warn!(
+            if !follows {
+                tracing::info!(
                     members_say = port,
                     listening = %mover.address(),
-                    "the region's members have another port for this server than its configuration: correct one of them"
+                    "the region's members have another port for this server than its configuration"
                 );
             }
+            known = Some(port);
         }
     }
 

@@ -190,14 +190,19 @@ impl State {
         }
     }
 
-    /// Every leader's zxids have an epoch of their own, the first leader's the first, as in ZooKeeper.
+    /// Every leader's zxids have an epoch of their own: the first leader's the first, as in ZooKeeper, and the others'
+    /// rise as the terms do. An epoch that has caught up with the terms goes on with them.
     fn enter_term(&mut self, term: u64) {
         if term <= self.term {
             return;
         }
-        self.term = term;
-        let epoch = (self.zxid >> 32).saturating_add(1);
-        self.zxid = self.zxid.max(epoch.min(i64::from(i32::MAX)) << 32);
+        let before = i64::try_from(std::mem::replace(&mut self.term, term)).unwrap_or(i64::MAX);
+        let (term, epoch) = (i64::try_from(term).unwrap_or(i64::MAX), self.zxid >> 32);
+        let next = match before {
+            0 => epoch.saturating_add(1),
+            _ => epoch.saturating_add(1).max(term.min(epoch.saturating_add(term - before))),
+        };
+        self.zxid = self.zxid.max(next.min(i64::from(i32::MAX)) << 32);
     }
 
     fn next_zxid(&mut self) -> i64 {

@@ -520,10 +520,28 @@ fn a_region_snapshot_restores_everything() {
 }
 
 #[test]
+fn the_first_epoch_is_the_first_whatever_the_first_term() {
+    let mut state = State::new(1);
+    for (term, epoch) in [(3, 1), (3, 1), (4, 2), (7, 5)] {
+        state.apply(
+            term,
+            &Batch::encode(0, &[]).unwrap(),
+            Me { server: 1, boot: 1 },
+            &mut Effects::default(),
+        );
+        assert_eq!(state.zxid, epoch << 32, "term {term}");
+    }
+    // As of an import: what goes on above the terms' epochs still rises with every leader.
+    state.catch_up_with(9 << 32 | 7);
+    state.apply(8, &Batch::encode(0, &[]).unwrap(), Me { server: 1, boot: 1 }, &mut Effects::default());
+    assert_eq!(state.zxid, 10 << 32);
+}
+
+#[test]
 fn zxids_never_go_back_over_terms() {
     let mut a = Region::new(1);
     let mut seen = BTreeMap::new();
-    for (term, epoch) in [(1, 1), (1, 1), (2, 2), (5, 3), (5, 3), (6, 4)] {
+    for (term, epoch) in [(1, 1), (1, 1), (2, 2), (5, 5), (5, 5), (6, 6)] {
         let caller = a.caller();
         let path = format!("/n{}", caller.sequence);
         let mut body = BytesMut::new();
@@ -540,7 +558,7 @@ fn zxids_never_go_back_over_terms() {
         let batch = Batch::encode(0, &[codec::encode(&command).unwrap().into()]).unwrap();
         a.state.apply(term, &batch, a.me, &mut a.effects);
         let zxid = a.state.tree.get(&path).unwrap().times.czxid;
-        assert_eq!(zxid >> 32, epoch, "every leader has the next epoch");
+        assert_eq!(zxid >> 32, epoch, "every leader has an epoch of its own");
         assert_eq!(seen.insert(zxid, path), None);
         assert_eq!(seen.last_key_value().map(|(z, _)| *z), Some(zxid));
     }
