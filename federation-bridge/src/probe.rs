@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2Serializer};
-use meridian_seam::clock::Clock;
+use meridian_seam::clock::{Clock, micros};
 use meridian_seam::limits;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ impl Probes {
 
     /// Records a round trip that ended at `now` (monotonic).
     pub fn record(&self, region: &str, rtt: Duration, now: Duration) {
-        let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).clamp(1, RTT_US_MAX);
+        let rtt_us = micros(rtt).clamp(1, RTT_US_MAX);
         self.in_window(region, now, |window| {
             // The histogram grows with its samples: none within the bounds is refused.
             let _ = window.rtt_us.record(rtt_us);

@@ -19,6 +19,11 @@ pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A duration in whole microseconds; the highest number for one that is longer.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// The operating system's clock, on tokio's time base.
 #[derive(Debug)]
 pub struct SystemClock {

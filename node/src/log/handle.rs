@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_seam::background::{Background, LogWriter};
+use meridian_seam::clock::micros;
 use meridian_seam::mutant::{self, Mutant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
@@ -389,8 +390,7 @@ impl Writer {
     fn sync(&mut self, group: Group) {
         let result = self.log.sync();
         let metrics = self.log.metrics();
-        let time_us = u64::try_from(group.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        metrics.sync_us.record(time_us);
+        metrics.sync_us.record(micros(group.started.elapsed()));
         metrics.group_records.record(group.records);
         answer(group.submissions, &result);
     }

@@ -165,6 +165,14 @@ pub struct LogMetrics {
     pub segments_removed: AtomicU64,
 }
 
+impl LogMetrics {
+    /// Starts the summaries anew; what the log has done in all stays.
+    pub fn reset(&self) {
+        self.sync_us.reset();
+        self.group_records.reset();
+    }
+}
+
 impl Log {
     /// Opens the log in `dir`, creating both where missing, and returns what it holds.
     ///

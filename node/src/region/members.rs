@@ -453,22 +453,19 @@ impl Membership {
             return self.take_out(*server, &group).await;
         }
         let of_role = |role: Role| {
-            let servers = ensemble.target().iter().filter(move |(_, member)| member.role == role);
-            servers.map(|(number, _)| u64::from(*number)).filter(|number| !empty.contains(number))
+            let servers = ensemble.target().iter().filter(|(_, member)| member.role == role);
+            servers.map(|(number, _)| u64::from(*number)).collect::<BTreeSet<u64>>()
         };
-        let voters: BTreeSet<u64> = of_role(Role::Voter).collect();
-        let mut learners: BTreeSet<u64> = of_role(Role::Observer).collect();
+        let wanted = of_role(Role::Voter);
+        let voters: BTreeSet<u64> = wanted.difference(&empty).copied().collect();
+        let mut learners: BTreeSet<u64> = of_role(Role::Observer).difference(&empty).copied().collect();
         learners.extend(present.difference(&voters));
         self.add_learners(&group, voters.union(&learners)).await?;
         if voters != group.voters || group.joint {
             return self.change_voters(&ensemble, &group, voters, leading).await;
         }
-        let is_voter = |server: &u64| {
-            let number = u8::try_from(*server).ok();
-            number.and_then(|number| ensemble.target().get(&number)).is_some_and(|m| m.role == Role::Voter)
-        };
-        if ensemble.change.is_some() && empty.iter().any(is_voter) {
-            // It has just come, and is made a voter before the change counts as carried out.
+        if ensemble.change.is_some() && voters != wanted {
+            // Who has just come with an empty disk is made a voter before the change counts as carried out.
             return Ok(());
         }
         self.end_change(&ensemble, ErrorCode::Ok).await?;

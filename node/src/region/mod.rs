@@ -80,6 +80,9 @@ pub struct RegionConfig {
     pub tls: Option<Arc<dyn PeerTls>>,
 }
 
+/// For how long a server may be sent a snapshot: it may be large, and a broken connection ends it much earlier.
+pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// Timeouts of a region's group.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -128,11 +131,6 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// For how long a server may be sent a snapshot: it may be large, and a broken connection ends it much earlier.
-    pub fn snapshot_timeout(&self) -> Duration {
-        Duration::from_secs(600)
-    }
-
     fn rpc_timeout(&self) -> Duration {
         self.election_timeout.1
     }
@@ -258,7 +256,7 @@ impl RegionConfig {
             max_in_snapshot_log_to_keep: u64::MAX,
             replication_lag_threshold: u64::MAX,
             max_payload_entries: limits::APPEND_ENTRIES_MAX,
-            install_snapshot_timeout: millis(self.timing.snapshot_timeout()),
+            install_snapshot_timeout: millis(SNAPSHOT_TIMEOUT),
             backoff: "20ms 50ms 100ms 200ms ...1000ms".into(),
             ..Config::default()
         }
@@ -819,27 +817,26 @@ async fn follow_leadership(
             let is_me = metrics.state == ServerState::Leader;
             Leadership { term: metrics.current_term, leader: metrics.current_leader, is_me }
         };
-        counters.leads(now.is_me, clock.monotonic());
-        match (now.leader, leaderless_since) {
-            (Some(_), Some(since)) => {
-                counters.is_live();
-                counters.leaderless_ms.record(millis(clock.monotonic().saturating_sub(since)));
-                leaderless_since = None;
+        if *leadership.borrow() != now {
+            let at = clock.monotonic();
+            counters.leads(now.is_me, at);
+            match (now.leader, leaderless_since) {
+                (Some(_), Some(since)) => {
+                    counters.is_live();
+                    counters.leaderless_ms.record(millis(at.saturating_sub(since)));
+                    leaderless_since = None;
+                }
+                (None, None) => {
+                    counters.leaderless.fetch_add(1, Ordering::Relaxed);
+                    leaderless_since = Some(at);
+                }
+                _ => {}
             }
-            (None, None) => {
-                counters.leaderless.fetch_add(1, Ordering::Relaxed);
-                leaderless_since = Some(clock.monotonic());
-            }
-            _ => {}
-        }
-        leadership.send_if_modified(|known| {
-            let changed = *known != now;
-            if changed && known.leader != now.leader {
+            if leadership.borrow().leader != now.leader {
                 tracing::info!(term = now.term, leader = now.leader, "leader of the region");
             }
-            *known = now;
-            changed
-        });
+            leadership.send_replace(now);
+        }
         if metrics.changed().await.is_err() {
             failure.send_if_modified(|f| {
                 let stopped = f.is_none();

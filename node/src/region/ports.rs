@@ -9,7 +9,7 @@ use meridian_seam::watch;
 
 use super::machine::View;
 use super::{Leadership, RegionConfig};
-use crate::txn::ensemble::Member;
+use crate::txn::ensemble::{Member, port_of};
 
 /// What following takes.
 #[derive(Clone)]
@@ -50,7 +50,6 @@ impl Ports {
     fn port(&self, address_of: fn(&Member) -> Option<&str>) -> Option<u16> {
         let view = self.view.load();
         let member = view.state.ensemble.members.get(&u8::try_from(self.config.server).ok()?)?;
-        let (_, port) = address_of(member)?.rsplit_once(':')?;
-        port.parse().ok().filter(|port| *port != 0)
+        port_of(address_of(member)?).filter(|port| *port != 0)
     }
 }

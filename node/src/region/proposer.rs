@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use meridian_bridge::engine::{Payload, TypeConfig};
 use meridian_bridge::state::Outcome;
-use meridian_seam::clock::Clock;
+use meridian_seam::clock::{Clock, micros};
 use meridian_seam::limits;
 use openraft::impls::ProgressResponder;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -120,7 +120,7 @@ async fn run(
             let result = match response.await {
                 Ok(Ok(written)) => {
                     let took = clock.monotonic().saturating_sub(proposed);
-                    metrics.commit_us.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+                    metrics.commit_us.record(micros(took));
                     Ok(written.data)
                 }
                 Ok(Err(refused)) => Err(io::Error::other(refused.to_string())),

@@ -11,7 +11,7 @@ use super::client::{Client, Statistics};
 use super::connection::Service;
 use super::{monitor, words};
 use crate::region::Sizes;
-use crate::txn::ensemble::{Member, Role};
+use crate::txn::ensemble::{Member, Role, port_of};
 
 /// Why a command is not answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -192,18 +192,11 @@ fn configuration(service: &Service) -> Value {
     });
     if let Some(member) = words::member(service) {
         let (init_limit, sync_limit) = words::limits_in_ticks(service);
-        let quorum_port = member.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        let more = json!({
-            "init_limit": u64::try_from(init_limit).unwrap_or(u64::MAX),
-            "sync_limit": u64::try_from(sync_limit).unwrap_or(u64::MAX),
-            "election_port": member.election_port,
-            "quorum_port": quorum_port,
-            "peer_type": u8::from(member.role == Role::Observer),
-        });
-        answer
-            .as_object_mut()
-            .into_iter()
-            .for_each(|answer| answer.extend(more.as_object().cloned().unwrap_or_default()));
+        answer["init_limit"] = init_limit.into();
+        answer["sync_limit"] = sync_limit.into();
+        answer["election_port"] = member.election_port.into();
+        answer["quorum_port"] = port_of(&member.address).into();
+        answer["peer_type"] = u8::from(member.role == Role::Observer).into();
     }
     let members = service.hub.view().state.ensemble.members.clone();
     if members.len() > 1 {

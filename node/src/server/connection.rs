@@ -982,11 +982,11 @@ impl Connection {
             () = client.closing() => return Err(End::Server),
             step = authentication.sasl_step(&mut self.exchange, token, random, &mut self.identities) => step,
         };
-        self.tally.read(0);
+        let before = self.output.len();
         match step {
             SaslStep::Token(token) => {
                 self.identify();
-                self.reply(xid, 0, &Response::Token(token.as_deref()))
+                self.reply(xid, 0, &Response::Token(token.as_deref()))?;
             }
             SaslStep::Refused(reason) => {
                 let is_required = authentication.requires_sasl();
@@ -995,9 +995,11 @@ impl Connection {
                 self.note_refusal(&format!("sasl: {reason}"));
                 // Java's client, in the midst of an exchange, takes an answer without a token for a lost connection.
                 let header = ReplyHeader { xid, zxid: 0, error };
-                Ok(Response::Token(None).encode_frame(header, &mut self.output)?)
+                Response::Token(None).encode_frame(header, &mut self.output)?;
             }
         }
+        self.tally.read(self.output.len() - before);
+        Ok(())
     }
 
     /// The last that a client hears that has not proved what it must.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use meridian_seam::clock::micros;
 use meridian_wire::EventType;
 
 use crate::region::Sizes;
@@ -47,11 +48,6 @@ pub struct Metrics {
     pub(super) response_bytes: Sizes,
     /// Watches that were told of one event: of a creation, a deletion, a change of data, and one of children.
     watches_fired: [Summary; 4],
-    requests: AtomicU64,
-    latency_us_total: AtomicU64,
-    latency_us_max: AtomicU64,
-    /// One more than the least, so that 0 tells that there was none.
-    latency_us_min: AtomicU64,
 }
 
 /// Latencies of requests in ms.
@@ -87,7 +83,7 @@ pub(super) struct Tally {
 impl Tally {
     /// A write was answered after so long.
     pub(super) fn wrote(&mut self, latency: Duration, response_bytes: usize) {
-        let us = in_us(latency);
+        let us = micros(latency);
         self.updates_us.push(us);
         self.answered(us, 1);
         self.responded(response_bytes);
@@ -102,7 +98,7 @@ impl Tally {
     /// The replies are about to be sent, so long after the wake-up.
     pub(super) fn finish(&mut self, took: impl FnOnce() -> Duration) {
         if self.reads > 0 {
-            let us = in_us(took());
+            let us = micros(took());
             self.answered(us, self.reads);
             self.reads_us = Some((us, std::mem::take(&mut self.reads)));
         }
@@ -126,24 +122,12 @@ impl Tally {
     }
 }
 
-fn in_us(latency: Duration) -> u64 {
-    u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)
-}
-
 impl Metrics {
     pub(super) fn add(&self, tally: &Tally) {
         self.packets_received.fetch_add(tally.received, Ordering::Relaxed);
         self.bytes_received.fetch_add(tally.bytes_received, Ordering::Relaxed);
         self.bytes_sent.fetch_add(tally.bytes_sent, Ordering::Relaxed);
-        let Some(min_us) = tally.latency_us_min else { return };
         self.packets_sent.fetch_add(tally.sent, Ordering::Relaxed);
-        self.requests.fetch_add(tally.sent, Ordering::Relaxed);
-        self.latency_us_total.fetch_add(tally.latency_us_total, Ordering::Relaxed);
-        self.latency_us_max.fetch_max(tally.latency_us_max, Ordering::Relaxed);
-        let least = self.latency_us_min.load(Ordering::Relaxed);
-        if least == 0 || min_us.saturating_add(1) < least {
-            self.latency_us_min.store(min_us.saturating_add(1), Ordering::Relaxed);
-        }
         if let Some(reads) = tally.reads_us {
             self.reads_us.record_all([reads]);
         }
@@ -174,14 +158,16 @@ impl Metrics {
         }
     }
 
-    /// Latencies since the start or the last reset.
+    /// Latencies of reads and writes since the start or the last reset.
     pub fn latency(&self) -> Latency {
-        let requests = self.requests.load(Ordering::Relaxed);
-        let total = self.latency_us_total.load(Ordering::Relaxed);
+        let answered = [&self.reads_us, &self.updates_us].map(Summary::distribution);
+        let answered = || answered.iter().filter(|one| one.count > 0);
+        let requests: u64 = answered().map(|one| one.count).sum();
+        let total_us: u64 = answered().map(|one| one.sum).fold(0, u64::saturating_add);
         Latency {
-            min_ms: self.latency_us_min.load(Ordering::Relaxed).saturating_sub(1) / 1000,
-            avg_ms: if requests == 0 { 0.0 } else { total as f64 / requests as f64 / 1000.0 },
-            max_ms: self.latency_us_max.load(Ordering::Relaxed) / 1000,
+            min_ms: answered().map(|one| one.min).min().unwrap_or(0) / 1000,
+            avg_ms: if requests == 0 { 0.0 } else { total_us as f64 / requests as f64 / 1000.0 },
+            max_ms: answered().map(|one| one.max).max().unwrap_or(0) / 1000,
         }
     }
 
@@ -226,15 +212,7 @@ impl Metrics {
 
     /// Starts counting anew (`srst`).
     pub(super) fn reset(&self) {
-        let counters = [
-            &self.packets_received,
-            &self.packets_sent,
-            &self.requests,
-            &self.latency_us_total,
-            &self.latency_us_max,
-            &self.latency_us_min,
-        ];
-        for counter in counters {
+        for counter in [&self.packets_received, &self.packets_sent] {
             counter.store(0, Ordering::Relaxed);
         }
         let [created, deleted, changed, children] = &self.watches_fired;

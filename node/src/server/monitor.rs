@@ -79,8 +79,7 @@ pub(super) fn exposition(service: &Service) -> String {
 pub(super) fn reset(service: &Service) {
     service.hub.metrics.reset();
     service.region.metrics().reset();
-    service.region.log_metrics().sync_us.reset();
-    service.region.log_metrics().group_records.reset();
+    service.region.log_metrics().reset();
 }
 
 impl Sample {

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use meridian_bridge::mesh::LOCAL;
+use meridian_seam::clock::millis;
 
 use super::client::Statistics;
 use super::connection::Service;
 use super::monitor;
-use crate::region::LastSnapshot;
-use crate::txn::ensemble::{Member, Role};
+use crate::region::{LastSnapshot, SNAPSHOT_TIMEOUT};
+use crate::txn::ensemble::{Member, Role, port_of};
 
 /// The version told to those who parse it: the ZooKeeper release whose protocol is spoken, and what speaks.
 ///
@@ -215,12 +217,11 @@ pub(super) fn configuration(service: &Service) -> Vec<(&'static str, String)> {
     ];
     if let Some(member) = member(service) {
         let (init_limit, sync_limit) = limits_in_ticks(service);
-        let (_, quorum_port) = member.address.rsplit_once(':').unwrap_or_default();
         configuration.extend([
             ("initLimit", init_limit.to_string()),
             ("syncLimit", sync_limit.to_string()),
             ("electionPort", member.election_port.to_string()),
-            ("quorumPort", quorum_port.into()),
+            ("quorumPort", port_of(&member.address).unwrap_or_default().to_string()),
             ("peerType", u8::from(member.role == Role::Observer).to_string()),
         ]);
     }
@@ -236,13 +237,10 @@ pub(super) fn member(service: &Service) -> Option<Member> {
 
 /// What comes nearest to ZooKeeper's initLimit and syncLimit: for how long a server may take up a snapshot, and for how
 /// long one may be silent, in ticks.
-pub(super) fn limits_in_ticks(service: &Service) -> (u128, u128) {
-    let tick_ms = service.options.tick.as_millis().max(1);
-    let timing = &service.region.config().timing;
-    (
-        timing.snapshot_timeout().as_millis().div_ceil(tick_ms),
-        timing.election_timeout.1.as_millis().div_ceil(tick_ms),
-    )
+pub(super) fn limits_in_ticks(service: &Service) -> (u64, u64) {
+    let in_ticks = |time: Duration| millis(time).div_ceil(millis(service.options.tick).max(1));
+    let (_, silence) = service.region.config().timing.election_timeout;
+    (in_ticks(SNAPSHOT_TIMEOUT), in_ticks(silence))
 }
 
 fn write_connections(service: &Service, out: &mut String) -> std::fmt::Result {

@@ -175,7 +175,7 @@ pub fn members_at(voters: &BTreeMap<u64, String>, observers: &BTreeMap<u64, Stri
 impl Member {
     /// A member without an election port of its own.
     pub fn new(role: Role, address: String, client: Option<String>) -> Self {
-        let election_port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0);
+        let election_port = port_of(&address).unwrap_or(0);
         Self { role, address, election_port, client }
     }
 
@@ -184,6 +184,11 @@ impl Member {
         let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
         format!("{host}:{}", self.election_port)
     }
+}
+
+/// The port of a `host:port`.
+pub(crate) fn port_of(address: &str) -> Option<u16> {
+    address.rsplit_once(':')?.1.parse().ok()
 }
 
 fn parse<T: FromStr>(text: &str, reason: impl FnOnce() -> String) -> Result<T, ReconfigError> {

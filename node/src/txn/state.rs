@@ -404,10 +404,7 @@ impl Apply<'_, '_> {
     }
 
     fn client(&mut self, request: &ClientRequest<'_>) {
-        // A change of members has its zxid when it is in force.
-        if request.op != OpCode::Reconfig as i32 {
-            self.state.next_zxid();
-        }
+        self.take_zxid(request);
         let owner = Owner {
             server: request.caller.server,
             boot: request.caller.boot,
@@ -434,11 +431,16 @@ impl Apply<'_, '_> {
         self.judge(request, &decoded);
     }
 
-    /// A write of a session that only its server knows: it can't own anything.
-    fn local_client(&mut self, request: &ClientRequest<'_>) {
+    /// Every write has a zxid of its own; a change of members has it when it is in force.
+    fn take_zxid(&mut self, request: &ClientRequest<'_>) {
         if request.op != OpCode::Reconfig as i32 {
             self.state.next_zxid();
         }
+    }
+
+    /// A write of a session that only its server knows: it can't own anything.
+    fn local_client(&mut self, request: &ClientRequest<'_>) {
+        self.take_zxid(request);
         let decoded = OpCode::try_from(request.op).and_then(|op| Request::decode(op, request.body));
         match decoded {
             Ok(decoded) if makes_ephemeral(&decoded) => {
