@@ -84,12 +84,9 @@ INSIDES = re.compile(
 BROKEN_BY_HAND = "makes the server in its own process fail by hand"
 CHANGED_WHILE_RUNNING = "changes the settings of a running server in its own process"
 LARGE_ZNODES = "starts a server whose znodes are larger than jute.maxbuffer, which is no reason not to serve them"
-LEAVES_LATE = "a server may stay read-only for half a second after another has found a majority; not always"
 STAYS = "a server whose new client port is taken stays at the old one; ZooKeeper's leaves it"
 # What does not pass, and why.
 NOT_PASSED = {
-    "test.ReadOnlyModeTest#testReadOnlyClient": LEAVES_LATE,
-    "test.ReadOnlyModeTest#testSeekForRwServer": LEAVES_LATE,
     "test.ReadOnlyModeTest#testGlobalSessionInRO": "read-only mode serves clients without localSessionsEnabled too",
     "server.quorum.ReconfigFailureCasesTest#testIncrementalReconfigInvokedOnHiearchicalQS": "weighs voters by groups",
     "server.quorum.ReconfigFailureCasesTest#testObserverToParticipantConversionFails": (

@@ -63,9 +63,14 @@ pub(super) struct Service {
 impl Service {
     /// Whether the server has been cut off from its leader and a majority for longer than an election takes.
     pub(super) fn is_cut_off(&self) -> bool {
+        self.cut_off_in().is_zero()
+    }
+
+    /// When it counts as cut off, unless it hears of them before.
+    pub(super) fn cut_off_in(&self) -> Duration {
         const PATIENCE: Duration = Duration::from_secs(2);
         let contact_age = self.hub.now().saturating_sub(self.hub.contact());
-        contact_age > self.options.tick.max(PATIENCE)
+        self.options.tick.max(PATIENCE).saturating_sub(contact_age)
     }
 
     /// Whether reads are all that can be had here.
@@ -89,6 +94,8 @@ impl Service {
             return None;
         } else if self.region.leadership().borrow().leader.is_none() {
             "no leader is known"
+        } else if !self.hub.has_had_contact() {
+            "this server has not heard of a leader and its majority yet"
         } else if self.is_cut_off() {
             "this server is cut off from the leader or the leader from a majority"
         } else if self.hub.view().state.ensemble.members.is_empty() {

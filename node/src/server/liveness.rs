@@ -29,6 +29,7 @@ pub(super) async fn sweep(service: Arc<Service>) {
         tokio::select! {
             biased;
             Ok(()) = leadership.changed() => {}
+            () = back_in_touch(&service) => {}
             _ = ticks.tick() => {}
         }
         let now = hub.now();
@@ -65,11 +66,35 @@ pub(super) async fn sweep(service: Arc<Service>) {
         if led_term.replace(leads.term) != Some(leads.term) {
             hub.renew_all();
         }
-        if let Some(age) = service.region.quorum_age() {
-            hub.in_contact(now.saturating_sub(age));
-        }
+        note_quorum(&service);
         expire(&service);
         set_policy(&service);
+    }
+}
+
+/// How soon a server that is out of touch looks again: so much later than another at most it leaves read-only mode.
+const SEEK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether this server serves nobody, or reads alone, until it hears of a leader and its majority.
+fn seeks_contact(service: &Service) -> bool {
+    !service.hub.has_had_contact() || service.is_cut_off()
+}
+
+/// Ends when a server that is or gets out of touch no longer is.
+async fn back_in_touch(service: &Service) {
+    while !seeks_contact(service) {
+        tokio::time::sleep(service.cut_off_in()).await;
+    }
+    while seeks_contact(service) {
+        tokio::time::sleep(SEEK_PAUSE).await;
+        note_quorum(service);
+    }
+}
+
+/// A leader is in touch when a majority is.
+fn note_quorum(service: &Service) {
+    if let Some(age) = service.region.quorum_age() {
+        service.hub.in_contact(service.hub.now().saturating_sub(age));
     }
 }
 
@@ -164,12 +189,18 @@ pub(super) async fn report(service: Arc<Service>) {
     let hub = &service.hub;
     let interval = service.options.report_interval();
     let mut ticks = every(interval);
-    let leadership = service.region.leadership();
+    let mut leadership = service.region.leadership();
     let mut reported = Duration::ZERO;
     // No more than there are reports in the time of a lease.
     let mut extensions = JoinSet::new();
     loop {
-        ticks.tick().await;
+        let pause = if seeks_contact(&service) { SEEK_PAUSE } else { service.cut_off_in() };
+        tokio::select! {
+            biased;
+            Ok(()) = leadership.changed() => {}
+            _ = ticks.tick() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
         let sent = hub.now();
         let heard: Vec<(Arc<Client>, Duration)> = hub
             .clients()

@@ -100,10 +100,10 @@ pub(super) fn answer(service: &Service, word: [u8; 4], mask: Option<i64>) -> Str
     out
 }
 
-/// False from the start of the server until it knows who leads; a pause between two leaders does not count.
+/// False from the start of the server until it hears of a leader and its majority; a pause between two leaders does not
+/// count.
 fn has_found_a_leader(service: &Service) -> bool {
-    let known = service.region.leadership().borrow().leader.is_some();
-    known || service.hub.has_had_contact() || service.is_read_only()
+    service.hub.has_had_contact() || service.is_read_only()
 }
 
 /// `leader`, `follower`, `observer`, `standalone` or `read-only`.
