@@ -285,8 +285,8 @@ impl Hub {
         Duration::from_millis(self.contact_ms.load(Ordering::Relaxed))
     }
 
-    /// Whether there was a leader in touch since the start.
-    pub(super) fn has_had_contact(&self) -> bool {
+    /// Whether there was a leader in touch, with its majority, since the start.
+    pub fn has_had_contact(&self) -> bool {
         self.contact_ms.load(Ordering::Relaxed) > self.no_contact_ms
     }
 

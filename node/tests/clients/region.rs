@@ -26,7 +26,7 @@ pub(crate) struct TestRegion {
 }
 
 impl TestRegion {
-    /// Starts servers 1 to `voters` and after them `observers` more, and waits for a leader.
+    /// Starts servers 1 to `voters` and after them `observers` more, and waits until all hear of a leader.
     pub(crate) async fn start(voters: u64, observers: u64) -> Self {
         Self::with(voters, observers, |_| {}).await
     }
@@ -42,6 +42,10 @@ impl TestRegion {
             region.start_server(server).await;
         }
         region.leader().await;
+        eventually("all hear of the leader and its majority", async || {
+            region.servers.values().all(|server| server.hub().has_had_contact())
+        })
+        .await;
         region
     }
 
