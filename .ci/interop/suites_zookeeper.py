@@ -30,7 +30,7 @@ PACKAGE = "org.apache.zookeeper."
 JAVA_PACKAGES = """
     default-jdk-headless libeclipse-jdt-core-java libzookeeper-java junit5 libmockito-java libhamcrest-java
     libcommons-cli-java libcommons-io-java libcommons-collections4-java libjline2-java libbcprov-java libbcpkix-java
-    liblogback-java libnetty-java libjackson2-databind-java libmetrics-core-java libsnappy-java libjetty9-java
+    liblogback-java libnetty-java libjackson2-databind-java libdropwizard-metrics-java libsnappy-java libjetty9-java
 """.split()
 C_PACKAGES = "cmake g++ libcppunit-dev libsasl2-dev libsasl2-modules libssl-dev libzookeeper-java openssl".split()
 # Of other jars, those that the tests, their runner and the clients need.
@@ -87,6 +87,7 @@ LARGE_ZNODES = "starts a server whose znodes are larger than jute.maxbuffer, whi
 STAYS = "a server whose new client port is taken stays at the old one; ZooKeeper's leaves it"
 # What does not pass, and why.
 NOT_PASSED = {
+    "test.ReadOnlyModeTest#testSeekForRwServer": "suspends a thread of the server's process to keep it read-only",
     "test.ReadOnlyModeTest#testGlobalSessionInRO": "read-only mode serves clients without localSessionsEnabled too",
     "server.quorum.ReconfigFailureCasesTest#testIncrementalReconfigInvokedOnHiearchicalQS": "weighs voters by groups",
     "server.quorum.ReconfigFailureCasesTest#testObserverToParticipantConversionFails": (
@@ -157,11 +158,26 @@ def source():
         downloads = os.path.join(WORK, "downloads")
         for needed in (downloads, directory):
             os.makedirs(needed, exist_ok=True)
-        fetch = ["apt-get", "source", "--quiet=2", "--download-only", "--tar-only", "zookeeper"]
+        apt_get = ["apt-get", "--quiet=2", *package_sources()]
+        subprocess.run([*apt_get, "update"], check=True, stdout=subprocess.DEVNULL)
+        fetch = [*apt_get, "source", "--download-only", "--tar-only", "zookeeper"]
         subprocess.run(fetch, cwd=downloads, check=True, stdout=subprocess.DEVNULL)
         (archive,) = glob.glob(f"{downloads}/zookeeper_*.orig.tar.gz")
         subprocess.run(["tar", "-xf", archive, "-C", directory, "--strip-components=1"], check=True)
     return directory
+
+
+def package_sources():
+    """Options by which apt finds sources of packages where it finds the packages; few machines are set up so."""
+    parts, lists = (os.path.join(WORK, "apt", name) for name in ("sources", "lists"))
+    for directory in (parts, os.path.join(lists, "partial")):
+        os.makedirs(directory, exist_ok=True)
+    for path in [*glob.glob("/etc/apt/sources.list"), *glob.glob("/etc/apt/sources.list.d/*")]:
+        with open(path) as file:
+            text = re.sub(r"^(Types: *)?deb\b(?!-src)", r"\1deb-src", file.read(), flags=re.MULTILINE)
+        with open(os.path.join(parts, os.path.basename(path)), "w") as file:
+            file.write(text)
+    return [f"-oDir::Etc::SourceParts={parts}", "-oDir::Etc::SourceList=/dev/null", f"-oDir::State::Lists={lists}"]
 
 
 def path_of(patterns):
