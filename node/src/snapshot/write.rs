@@ -8,8 +8,9 @@ use super::format::{CHUNK_BYTES_MAX, ChunkHeader, Footer, Header, META_BYTES_MAX
 use super::{SnapshotError, SnapshotId, SnapshotStore, TEMPORARY_SUFFIX};
 
 /// Written bytes after which they are synced: without it the kernel would hold gigabytes back for one sync at the
-/// end, and the log's syncs would wait behind it.
-const SYNC_INTERVAL_BYTES: u64 = 8 << 20;
+/// end, and the log's syncs would wait behind it. Beside snapshots of a million znodes the 99th percentile of writes is
+/// 40 ms so (median of five runs), 58 ms with syncs of 8 MB, and 28 ms without snapshots.
+const SYNC_INTERVAL_BYTES: u64 = 1 << 20;
 
 /// Called after each chunk; it slows the writer down by sleeping.
 pub type Throttle = Box<dyn FnMut() + Send>;
