@@ -98,14 +98,17 @@ impl LogHandle {
     /// Queues the records, which are written in the order of submission and as a whole; `done` learns when they are
     /// durable, or the error. Never blocks.
     ///
-    /// Records that need no sync ([`Record::needs_sync`]) are done at once if they come alone, and are written with
-    /// the next group.
-    ///
     /// # Errors
     /// [`Rejected`] gives everything back when the queue is full or the log closed. A submission larger than the
     /// queue is taken when nothing else waits.
     pub fn submit(&self, records: Vec<Record>, done: Done) -> Result<(), Rejected> {
         self.owner.0.submit(records, done)
+    }
+
+    /// Keeps the committed position, which nobody waits for: it is written with the next group of records, after them,
+    /// or when the log is closed. The writer is not woken.
+    pub fn note_committed(&self, committed: Bytes) {
+        self.owner.0.queue.lock().committed = Some(committed);
     }
 
     /// Waits until the queue has room, or the log is closed.
@@ -184,6 +187,8 @@ struct Shared {
 
 struct Queue {
     waiting: VecDeque<Submission>,
+    /// The last committed position that is not written yet.
+    committed: Option<Bytes>,
     records: usize,
     bytes: usize,
     records_max: usize,
@@ -199,9 +204,10 @@ struct Submission {
 
 /// What the writer should do next.
 enum Next {
-    Write(VecDeque<Submission>),
+    /// Submissions, and the committed position if there is a newer one.
+    Write(VecDeque<Submission>, Option<Bytes>),
     Wait,
-    End,
+    End(Option<Bytes>),
 }
 
 impl Queue {
@@ -217,9 +223,9 @@ impl Queue {
     fn next(&mut self) -> Next {
         if !self.waiting.is_empty() {
             (self.records, self.bytes) = (0, 0);
-            Next::Write(std::mem::take(&mut self.waiting))
+            Next::Write(std::mem::take(&mut self.waiting), self.committed.take())
         } else if self.closed {
-            Next::End
+            Next::End(self.committed.take())
         } else {
             Next::Wait
         }
@@ -230,6 +236,7 @@ impl Shared {
     fn new(log: &Log) -> Arc<Shared> {
         let queue = Queue {
             waiting: VecDeque::new(),
+            committed: None,
             records: 0,
             bytes: 0,
             records_max: log.options.queue_records,
@@ -291,7 +298,7 @@ impl Shared {
     /// What to do next; tells those who wait for room in the queue.
     fn next(&self) -> Next {
         let next = self.queue.lock().next();
-        if matches!(next, Next::Write(_)) {
+        if matches!(next, Next::Write(..)) {
             self.changed.notify_waiters();
         }
         next
@@ -301,8 +308,6 @@ impl Shared {
 /// The loop around a log, as a thread or as a task.
 struct Writer {
     log: Log,
-    /// The last committed position that is not written yet.
-    unwritten: Option<Bytes>,
     room_checked: Instant,
 }
 
@@ -315,14 +320,14 @@ struct Group {
 
 impl Writer {
     fn new(log: Log) -> Writer {
-        Writer { log, unwritten: None, room_checked: Instant::now() }
+        Writer { log, room_checked: Instant::now() }
     }
 
     fn run_blocking(mut self, shared: &Shared) {
         loop {
             match shared.next() {
-                Next::Write(submissions) => {
-                    if let Some(group) = self.write(submissions) {
+                Next::Write(submissions, committed) => {
+                    if let Some(group) = self.write(submissions, committed) {
                         self.sync(group);
                     }
                 }
@@ -332,7 +337,7 @@ impl Writer {
                         shared.work_thread.wait_for(&mut queue, ROOM_CHECK_INTERVAL);
                     }
                 }
-                Next::End => return self.close(),
+                Next::End(committed) => return self.close(committed),
             }
             self.check_room();
         }
@@ -341,9 +346,9 @@ impl Writer {
     async fn run<F: Future<Output = ()>>(mut self, shared: &Shared, mut latency: impl FnMut(u64) -> F) {
         loop {
             match shared.next() {
-                Next::Write(submissions) => {
+                Next::Write(submissions, committed) => {
                     let before = self.log.metrics().written_bytes.load(Ordering::Relaxed);
-                    if let Some(mut group) = self.write(submissions) {
+                    if let Some(mut group) = self.write(submissions, committed) {
                         if mutant::is(Mutant::AckBeforeFsync) {
                             answer(std::mem::take(&mut group.submissions), &Ok(()));
                         }
@@ -356,28 +361,22 @@ impl Writer {
                     // Elapsed or notified, it looks again.
                     let _ = tokio::time::timeout(ROOM_CHECK_INTERVAL, shared.work_task.notified()).await;
                 }
-                Next::End => return self.close(),
+                Next::End(committed) => return self.close(committed),
             }
             self.check_room();
         }
     }
 
-    /// Writes a group; returns it if it has to be synced, and otherwise answers it.
-    fn write(&mut self, mut submissions: VecDeque<Submission>) -> Option<Group> {
+    /// Writes a group, which is then to be synced; one that can't be written is told so.
+    fn write(&mut self, mut submissions: VecDeque<Submission>, committed: Option<Bytes>) -> Option<Group> {
         let started = Instant::now();
-        let mut records = Vec::with_capacity(submissions.iter().map(|one| one.records.len()).sum());
+        let mut records =
+            Vec::with_capacity(submissions.iter().map(|one| one.records.len()).sum::<usize>() + 1);
         for submission in &mut submissions {
             records.append(&mut submission.records);
         }
-        if !records.iter().any(Record::needs_sync) {
-            self.postpone(records);
-            let result = self.log.failure().map_or(Ok(()), |error| Err(Arc::clone(error)));
-            answer(submissions, &result);
-            return None;
-        }
-        if let Some(committed) = self.unwritten.take() {
-            records.insert(0, Record::Committed(committed));
-        }
+        // Last, for it may speak of an entry of this group.
+        records.extend(committed.map(Record::Committed));
         match self.log.write(&records) {
             Ok(()) => Some(Group { submissions, records: records.len() as u64, started }),
             Err(error) => {
@@ -395,15 +394,6 @@ impl Writer {
         answer(group.submissions, &result);
     }
 
-    /// Keeps the last of records that are not worth a sync.
-    fn postpone(&mut self, records: Vec<Record>) {
-        for record in records {
-            if let Record::Committed(committed) = record {
-                self.unwritten = Some(committed);
-            }
-        }
-    }
-
     fn check_room(&mut self) {
         if self.room_checked.elapsed() >= ROOM_CHECK_INTERVAL {
             self.log.check_room();
@@ -411,8 +401,8 @@ impl Writer {
         }
     }
 
-    fn close(mut self) {
-        let unwritten: Vec<Record> = self.unwritten.take().map(Record::Committed).into_iter().collect();
+    fn close(mut self, committed: Option<Bytes>) {
+        let unwritten: Vec<Record> = committed.map(Record::Committed).into_iter().collect();
         // The committed position is a convenience: without it the log is still whole.
         if let Err(error) = self.log.write(&unwritten).and_then(|()| self.log.close()) {
             tracing::warn!(%error, "the log did not close cleanly");

@@ -41,7 +41,7 @@ pub enum Record {
     },
     /// Replaces the vote.
     Vote(Bytes),
-    /// Replaces the committed position. Alone it is not worth a sync: see [`Record::needs_sync`].
+    /// Replaces the committed position. Alone it is not worth a sync: see [`super::LogHandle::note_committed`].
     Committed(Bytes),
     /// Removes the entries up to this index, which may be beyond the last one, and replaces the purged position.
     Purged {
@@ -63,12 +63,6 @@ pub(super) struct Place {
 }
 
 impl Record {
-    /// Whether somebody waits for this record to be durable. [`super::LogHandle`] keeps the others in memory until
-    /// the next group is written.
-    pub fn needs_sync(&self) -> bool {
-        !matches!(self, Record::Committed(_))
-    }
-
     /// The space the record takes in a segment.
     pub(super) fn encoded_len_bytes(&self) -> u64 {
         (HEADER_BYTES + self.payload_len().next_multiple_of(ALIGNMENT_BYTES)) as u64

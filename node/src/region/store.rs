@@ -189,8 +189,7 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let Some(committed) = committed else { return Ok(()) };
-        let record = Record::Committed(encode(&StoredLogId::from(&committed))?);
-        self.submit(vec![record], Box::new(|_| {})).await?;
+        self.log.note_committed(encode(&StoredLogId::from(&committed))?);
         self.reader.memory.lock().committed = Some(committed);
         Ok(())
     }

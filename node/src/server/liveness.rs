@@ -194,12 +194,11 @@ pub(super) async fn report(service: Arc<Service>) {
     // No more than there are reports in the time of a lease.
     let mut extensions = JoinSet::new();
     loop {
-        let pause = if seeks_contact(&service) { SEEK_PAUSE } else { service.cut_off_in() };
         tokio::select! {
             biased;
             Ok(()) = leadership.changed() => {}
             _ = ticks.tick() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(longest_pause(&service)) => {}
         }
         let sent = hub.now();
         let heard: Vec<(Arc<Client>, Duration)> = hub
@@ -233,6 +232,19 @@ pub(super) async fn report(service: Arc<Service>) {
             }
             Err(error) => tracing::debug!(%error, "no report to the leader"),
         }
+    }
+}
+
+/// Until when a server need not report at the latest. Out of touch, it asks a leader that it knows of again and again.
+fn longest_pause(service: &Service) -> Duration {
+    let leads = *service.region.leadership().borrow();
+    if !seeks_contact(service) {
+        service.cut_off_in()
+    } else if leads.leader.is_some() && !leads.is_me {
+        SEEK_PAUSE
+    } else {
+        // A change of leader ends it.
+        service.options.report_interval()
     }
 }
 

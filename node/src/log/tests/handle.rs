@@ -116,16 +116,14 @@ async fn a_committed_position_rides_along() {
     let (_, disk, log) = memory_log();
     let handle = LogHandle::spawn_task(log, |_| std::future::ready(()));
     let answers = Answers::default();
-    let committed = |number: u64| vec![Record::Committed(number.to_string().into())];
-    handle.submit(committed(1), note(&answers, 1)).unwrap();
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    assert_eq!(numbers(&answers), [1]);
+    handle.note_committed("1".into());
+    tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(handle.metrics().syncs.load(Ordering::Relaxed), 0);
     handle.submit(entries(1..=1), note(&answers, 2)).unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(handle.metrics().syncs.load(Ordering::Relaxed), 1);
     assert_eq!(handle.metrics().records.load(Ordering::Relaxed), 2);
-    handle.submit(committed(2), note(&answers, 3)).unwrap();
+    handle.note_committed("2".into());
     handle.close().await;
     let (_, recovered) = Log::open(disk, Path::new("/log"), small()).unwrap();
     assert_eq!(recovered.committed, Some("2".into()));
@@ -140,7 +138,7 @@ async fn after_a_failed_sync_every_submission_gets_the_same_error() {
     handle.submit(entries(1..=1), note(&answers, 1)).unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     handle.submit(entries(2..=2), note(&answers, 2)).unwrap();
-    handle.submit(vec![Record::Committed("c".into())], note(&answers, 3)).unwrap();
+    handle.submit(vec![Record::Vote("v".into())], note(&answers, 3)).unwrap();
     handle.close().await;
     let answers = answers.lock();
     let errors: Vec<_> = answers.iter().map(|(_, result)| result.as_ref().unwrap_err()).collect();
