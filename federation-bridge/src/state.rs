@@ -563,6 +563,25 @@ impl Federation {
         self.deliver(orderer, zxid, time_ms, record.content)
     }
 
+    /// Whether the group has ended a lease of this region of which the home of a subtree has not told yet. Until then
+    /// it would take new ephemerals of this region's sessions for those of the lost lease, and take them away.
+    pub fn awaits_end_of_lease(&self, orderer: Orderer) -> bool {
+        let known = |orderer| self.orders.get(&orderer).map_or(0, |order| order.lease_epoch(self.region));
+        !self.orders_here(orderer) && known(orderer) < known(Orderer::Global)
+    }
+
+    /// Takes the ephemerals of all regions whose leases have ended away from the subtrees that this region orders, as
+    /// far as that was not done before.
+    pub fn expire_regions_in_own_subtrees(&mut self, time_ms: i64) -> Vec<Delivery> {
+        let ended: Vec<(RegionId, u64)> =
+            self.orders.get(&Orderer::Global).iter().flat_map(|o| o.lease_epochs.clone()).collect();
+        let mut deliveries = Vec::new();
+        for (region, lease_epoch) in ended {
+            self.expire_region_in_own_subtrees(region, lease_epoch, time_ms, &mut deliveries);
+        }
+        deliveries
+    }
+
     /// What a region owes a subtree that it has just become home of: it orders what waits in its own outbox,
     /// and takes away the ephemerals of regions whose leases ended while the home was on its way.
     pub fn begin_home(&mut self, subtree: SubtreeId, time_ms: i64) -> Vec<Delivery> {
@@ -572,12 +591,7 @@ impl Federation {
         }
         // Records of an earlier time as home do not join on to those that come now.
         self.mirrors.remove(&subtree);
-        let mut deliveries = Vec::new();
-        let ended: Vec<(RegionId, u64)> =
-            self.orders.get(&Orderer::Global).iter().flat_map(|o| o.lease_epochs.clone()).collect();
-        for (region, lease_epoch) in ended {
-            deliveries.extend(self.expire_in(subtree, region, lease_epoch, time_ms));
-        }
+        let mut deliveries = self.expire_regions_in_own_subtrees(time_ms);
         let waiting: Vec<(u64, Bytes)> = self
             .outboxes
             .get(&orderer)

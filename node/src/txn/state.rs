@@ -561,10 +561,13 @@ impl Apply<'_, '_> {
         let lease_epoch = self.lease_epoch(orderer);
         let mut may_own = false;
         if let Some(session) = self.state.sessions.get_mut(&request.session) {
-            if makes_ephemeral(decoded) {
+            may_own = makes_ephemeral(decoded) || session.shared.contains(&orderer);
+            if may_own && self.state.federation.awaits_end_of_lease(orderer) {
+                return self.answer(request.caller, Outcome::error(ErrorCode::ConnectionLoss));
+            }
+            if may_own {
                 session.shared.insert(orderer);
             }
-            may_own = session.shared.contains(&orderer);
         }
         let shared = SharedRequest::Client {
             session: request.session,
@@ -844,11 +847,12 @@ impl Apply<'_, '_> {
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
         }
-        if let Orderer::Home(subtree) = orderer {
-            let time_ms = self.state.time_ms;
-            let deliveries = self.state.federation.begin_home(subtree, time_ms);
-            self.deliver(deliveries);
-        }
+        let time_ms = self.state.time_ms;
+        let deliveries = match orderer {
+            Orderer::Home(subtree) => self.state.federation.begin_home(subtree, time_ms),
+            Orderer::Global => self.state.federation.expire_regions_in_own_subtrees(time_ms),
+        };
+        self.deliver(deliveries);
         if is_new_lease {
             self.end_sessions_with(orderer);
         }

@@ -364,6 +364,37 @@ fn a_lost_lease_ends_holders_however_their_region_learns_of_it() {
 }
 
 #[test]
+fn a_new_holder_waits_until_the_home_knows_that_its_regions_old_lease_has_ended() {
+    let [mut a, _, mut c] = regions();
+    let mut log = GlobalLog::default();
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    log.teach(&mut c);
+    c.answers();
+    // The home would take it for one of the old holders.
+    c.create("/shared/lock", EPHEMERAL);
+    assert_eq!(c.errors(), [ErrorCode::ConnectionLoss]);
+    c.create("/shared/plain", 0);
+    assert_eq!(c.outbox(Orderer::Home(2)).len(), 1, "which nobody takes away");
+    log.teach(&mut a);
+    mirror(&a, &mut c);
+    hold_at_home(&mut a, &mut c);
+    assert!(a.has("/shared/plain") && c.has("/shared/plain"));
+}
+
+#[test]
+fn a_home_takes_ephemerals_away_however_it_learns_that_their_lease_has_ended() {
+    let [mut a, mut b, mut c] = regions();
+    hold_at_home(&mut a, &mut c);
+    let mut log = GlobalLog::default();
+    log.agree(&GlobalCommand::ExpireRegion { region: 3, lease_epoch: 0, time_ms: 0 });
+    log.teach(&mut b);
+    install(&b, &mut a, Orderer::Global);
+    assert!(!a.has("/shared/holder"));
+    mirror(&a, &mut b);
+    assert_equal(&[a, b], 2);
+}
+
+#[test]
 fn a_request_counts_as_of_its_place_however_many_are_applied_at_once() {
     let [mut a, mut b, mut c] = regions();
     let mut log = GlobalLog::default();
