@@ -435,6 +435,8 @@ mod tests {
             (8125, Scenario::Mesh, 25_000),
             (332, Scenario::Region, 25_000),
             (2197, Scenario::Mesh, 25_000),
+            (4249, Scenario::Mesh, 25_000),
+            (7550, Scenario::Mesh, 25_000),
         ] {
             expect_promises_kept(plan(seed, scenario, fault_ms));
         }
