@@ -617,7 +617,8 @@ impl Federation {
         match command {
             Command::AcquireGlobal { incarnation } if incarnation > self.incarnation => {
                 self.incarnation = incarnation;
-                (Outcome::Applied, Vec::new())
+                // Nothing is left to do, unless an end was missed: other regions' holders wait for it.
+                (Outcome::Applied, self.expire_regions_in_own_subtrees(time_ms))
             }
             Command::AcquireGlobal { .. } => (Outcome::Fenced, Vec::new()),
             Command::Global { incarnation, change }

@@ -395,6 +395,16 @@ fn a_home_takes_ephemerals_away_however_it_learns_that_their_lease_has_ended() {
 }
 
 #[test]
+fn a_home_that_missed_the_end_of_a_lease_makes_up_for_it_under_its_next_leader() {
+    let [mut a, _, mut c] = regions();
+    hold_at_home(&mut a, &mut c);
+    let order = a.state.federation.orders.get_mut(&Orderer::Global).unwrap();
+    order.lease_epochs.insert(3, 1);
+    a.federation(federation::Command::AcquireGlobal { incarnation: u64::MAX });
+    assert!(!a.has("/shared/holder"));
+}
+
+#[test]
 fn a_request_counts_as_of_its_place_however_many_are_applied_at_once() {
     let [mut a, mut b, mut c] = regions();
     let mut log = GlobalLog::default();
