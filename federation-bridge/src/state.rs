@@ -566,8 +566,12 @@ impl Federation {
     /// Whether the group has ended a lease of this region of which the home of a subtree has not told yet. Until then
     /// it would take new ephemerals of this region's sessions for those of the lost lease, and take them away.
     pub fn awaits_end_of_lease(&self, orderer: Orderer) -> bool {
-        let known = |orderer| self.orders.get(&orderer).map_or(0, |order| order.lease_epoch(self.region));
-        !self.orders_here(orderer) && known(orderer) < known(Orderer::Global)
+        !self.orders_here(orderer) && self.own_lease_epoch(orderer) < self.own_lease_epoch(Orderer::Global)
+    }
+
+    /// This region's lease, as of what it knows of an order.
+    pub fn own_lease_epoch(&self, orderer: Orderer) -> u64 {
+        self.orders.get(&orderer).map_or(0, |order| order.lease_epoch(self.region))
     }
 
     /// Takes the ephemerals of all regions whose leases have ended away from the subtrees that this region orders, as
@@ -607,7 +611,7 @@ impl Federation {
         if !self.orders_here(Orderer::Home(subtree)) || to == self.region || to == 0 {
             return (Outcome::Refused, Vec::new());
         }
-        let lease_epoch = self.orders.get(&Orderer::Global).map_or(0, |o| o.lease_epoch(self.region));
+        let lease_epoch = self.own_lease_epoch(Orderer::Global);
         self.order(subtree, time_ms, Content::MoveHome { to, lease_epoch });
         (Outcome::Applied, Vec::new())
     }
@@ -636,7 +640,7 @@ impl Federation {
             }
             Command::Install { orderer, transfer, global } => self.apply_install(orderer, transfer, global),
             Command::LapseLease { lease_epoch } => {
-                let current = self.orders.get(&Orderer::Global).map_or(0, |o| o.lease_epoch(self.region));
+                let current = self.own_lease_epoch(Orderer::Global);
                 if lease_epoch == current {
                     (Outcome::Applied, vec![Delivery::LapseLease])
                 } else {

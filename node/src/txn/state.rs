@@ -558,11 +558,15 @@ impl Apply<'_, '_> {
         {
             return self.answer(request.caller, refusal);
         }
-        let lease_epoch = self.lease_epoch(orderer);
+        let lease_epoch = self.state.federation.own_lease_epoch(orderer);
         let mut may_own = false;
         if let Some(session) = self.state.sessions.get_mut(&request.session) {
             may_own = makes_ephemeral(decoded) || session.shared.contains(&orderer);
             if may_own && self.state.federation.awaits_end_of_lease(orderer) {
+                tracing::debug!(
+                    ?orderer,
+                    "refused: its home has not told of the end of this region's lease yet"
+                );
                 return self.answer(request.caller, Outcome::error(ErrorCode::ConnectionLoss));
             }
             if may_own {
@@ -583,11 +587,6 @@ impl Apply<'_, '_> {
         if let Err(error) = self.send(orderer, request.caller, bytes) {
             self.answer(request.caller, Outcome::error(error));
         }
-    }
-
-    /// This region's lease, as of what it knows of an order.
-    fn lease_epoch(&self, orderer: Orderer) -> u64 {
-        self.state.federation.orders.get(&orderer).map_or(0, |o| o.lease_epoch(self.state.region))
     }
 
     /// Hands a request to its orderer: this region if it is the home, else the outbox.
@@ -842,7 +841,7 @@ impl Apply<'_, '_> {
             event.zxid = self.state.zxid;
         }
         self.effects.has_skipped |= self.effects.events.len() > first;
-        let (region, lease_epoch) = (self.state.region, self.lease_epoch(orderer));
+        let (region, lease_epoch) = (self.state.region, self.state.federation.own_lease_epoch(orderer));
         let is_new_lease = snapshot.order.lease_epoch(region) != lease_epoch;
         for caller in self.state.federation.installed(orderer, snapshot.order, global) {
             self.answer(caller, Outcome::error(ErrorCode::ConnectionLoss));
