@@ -144,8 +144,13 @@ CLASSES_AT_ONCE = 3
 
 
 def lacks(packages, *commands):
-    """Says what is missing, if anything is."""
+    """Says what is missing, if anything is: a command, or one of Debian's packages with libraries."""
     missing = [command for command in commands if not shutil.which(command)]
+    if shutil.which("dpkg-query"):
+        libraries = [package for package in packages if package.startswith(("lib", "junit"))]
+        query = ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n", *libraries]
+        known = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+        missing += [package for package in libraries if f"{package} installed" not in known]
     if missing:
         say(f"{', '.join(missing)} are not installed here: apt-get install {' '.join(packages)}")
     return bool(missing)

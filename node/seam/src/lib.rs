@@ -13,6 +13,7 @@ pub mod entropy;
 pub mod limits;
 pub mod mutant;
 pub mod net;
+pub mod open_files;
 pub mod resend;
 pub mod rpc;
 pub mod watch;

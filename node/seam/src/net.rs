@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Buffers asked for at a UDP socket: 300 ms at 100 Mbit/s, while the process is not scheduled.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -28,6 +29,51 @@ pub trait Listener: Send + Sync {
 
     /// The address bound, with the port that was chosen if port 0 was asked for.
     fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// Accepts for one task, and goes on after failures: out of file descriptors, every attempt fails until others have
+/// closed some. The log tells of that every ten seconds at most.
+pub struct Acceptor {
+    listener: Box<dyn Listener>,
+    whose: &'static str,
+    warned: Option<Instant>,
+}
+
+/// How long an [`Acceptor`] waits after a failure.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Acceptor {
+    /// `whose` connections they are, for the log.
+    pub fn new(listener: Box<dyn Listener>, whose: &'static str) -> Self {
+        Self { listener, whose, warned: None }
+    }
+
+    /// The next connection and the address of its other end.
+    pub async fn accept(&mut self) -> (BoxStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => self.failed(&error),
+            }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    /// The address bound.
+    ///
+    /// # Errors
+    /// If the listener does not know it.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        if self.warned.is_none_or(|warned| warned.elapsed() >= ACCEPT_WARNING_INTERVAL) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(whose = self.whose, %error, "cannot accept connections; trying again");
+        }
+    }
 }
 
 /// Makes sockets.
@@ -58,7 +104,7 @@ const ADDRESS_RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// If the address can't be bound.
 pub async fn listen(net: &dyn Net, address: &str) -> io::Result<Box<dyn Listener>> {
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     loop {
         match net.listen(address.to_string()).await {
             Err(error)

@@ -10,8 +10,8 @@ use anyhow::Context;
 use clap::Args;
 use meridian_bridge::certificates::{Identity, IdentityPaths, PeerName};
 use meridian_bridge::mesh::{Mesh, RegionId};
-use meridian_seam::Environment;
 use meridian_seam::clock::millis;
+use meridian_seam::{Environment, limits, open_files};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -205,10 +205,7 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     options.admin_optional = config.admin.optional;
     options.metrics_listen = config.admin.metrics_listen.clone();
     options.reconfig_enabled = config.client.reconfig;
-    options.connections_max = match config.client.connections_max {
-        0 => usize::MAX,
-        max => max,
-    };
+    options.connections_max = connections_max(Some(config.client.connections_max).filter(|max| *max > 0));
     options.tick = Duration::from_millis(config.tick_ms);
     options.session_timeout_min = Some(ms(config.session_timeout_min_ms()));
     options.session_timeout_max = Some(ms(config.session_timeout_max_ms()));
@@ -230,6 +227,23 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     options.authentication = config.client.authentication.authentication()?;
     options.tls = config.client.tls.as_ref().map(TlsConfig::options);
     Ok(options)
+}
+
+/// How many clients may be connected: as configured, but no more than leaves the log and the other servers the files
+/// that they need. The limit of open files is raised first, as Java does for ZooKeeper.
+fn connections_max(configured: Option<usize>) -> usize {
+    let configured_max = configured.unwrap_or(usize::MAX);
+    let Some(limit) = open_files::raise_limit() else { return configured_max };
+    let fitting = limit - limits::FILES_RESERVED.min(limit / 2);
+    if configured.is_some_and(|configured| configured > fitting) {
+        tracing::warn!(
+            open_files_max = limit,
+            connections_max = fitting,
+            "the limit of open files (ulimit -n, systemd's LimitNOFILE) leaves room for fewer clients' connections than \
+             client.connections_max, {configured_max}"
+        );
+    }
+    fitting.min(configured_max)
 }
 
 /// The server's part in its mesh; only servers that may lead, and have certificates, have a bridge.

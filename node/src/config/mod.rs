@@ -110,7 +110,7 @@ pub struct ClientConfig {
     pub session_timeout_min_ms: Option<u32>,
     /// See `session_timeout_min_ms`.
     pub session_timeout_max_ms: Option<u32>,
-    /// Connections in all; 0 is without bound.
+    /// Connections in all, and never more than the limit of open files has room for; 0 is without another bound.
     pub connections_max: usize,
     /// Connections from one address; 0 is without bound.
     pub connections_per_address_max: usize,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use meridian_bridge::engine::{Link, Responder, StoredVote, TypeConfig, Vote, kind};
 use meridian_seam::mutant::{self, Mutant};
-use meridian_seam::net::BoxStream;
+use meridian_seam::net::{Acceptor, BoxStream};
 use meridian_seam::{Environment, codec, limits, rpc};
 use openraft::network::RaftNetworkFactory;
 use openraft::type_config::alias::SnapshotOf;
@@ -251,19 +251,16 @@ pub(super) async fn serve_peers(
     succession: Succession,
     sink: Arc<dyn Sink>,
 ) {
+    let mut acceptor = Acceptor::new(listener, "servers of the region");
     // They end with this task: nobody must go on talking to a part of the region that has stopped.
     let mut connections = JoinSet::new();
     loop {
+        let (stream, address) = acceptor.accept().await;
         while connections.try_join_next().is_some() {}
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, for instance: others must get a chance to close some.
-                tracing::warn!(%error, "cannot accept a peer's connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        if connections.len() >= limits::PEER_CONNECTIONS_MAX {
+            tracing::debug!(%address, "a peer is refused: too many connections");
+            continue;
+        }
         let connection = PeerConnection {
             peers: peers.clone(),
             raft: raft.clone(),
@@ -298,7 +295,10 @@ async fn serve_peer(connection: PeerConnection, stream: BoxStream) -> io::Result
         }
         None => stream,
     };
-    rpc::serve(stream, &connection).await
+    tokio::select! {
+        served = rpc::serve(stream, &connection) => served,
+        () = connection.stays_silent() => Err(io::Error::new(io::ErrorKind::TimedOut, "no greeting came")),
+    }
 }
 
 /// Who is at the other end.
@@ -357,6 +357,14 @@ fn ready(result: Result<Bytes, String>) -> BoxFuture<'static, Result<Bytes, Stri
 }
 
 impl PeerConnection {
+    /// Done if no greeting comes in the time in which connections are made: strangers must not take up the places.
+    async fn stays_silent(&self) {
+        tokio::time::sleep(CONNECT_TIMEOUT).await;
+        if self.peer.lock().greeted.is_some() {
+            std::future::pending().await
+        }
+    }
+
     fn greet(&self, body: &Bytes) -> Result<u64, String> {
         let hello: Hello = codec::decode(body).map_err(|e| e.to_string())?;
         let own = &self.peers.config.region_name;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{self, Poll};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -12,9 +13,12 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::future::BoxFuture;
-use meridian_seam::net::{BoxStream, Listener};
+use meridian_seam::limits;
+use meridian_seam::net::{Acceptor, BoxStream, Listener};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::commands::{self, Refusal};
 use super::connection::Service;
@@ -85,31 +89,86 @@ pub(super) async fn serve(
             .merge(backup::routes(service.clone()))
             .merge(import::routes(service));
     }
-    if let Err(error) = axum::serve(Accept(listener), router).await {
+    if let Err(error) = axum::serve(Accept::new(listener), router).await {
         tracing::error!(%error, "the operators' HTTP has stopped");
     }
 }
 
-struct Accept(Box<dyn Listener>);
+/// Accepts operators, as many as there is room for.
+struct Accept {
+    acceptor: Acceptor,
+    room: Arc<Semaphore>,
+}
+
+impl Accept {
+    fn new(listener: Box<dyn Listener>) -> Self {
+        let room = Arc::new(Semaphore::new(limits::OPERATOR_CONNECTIONS_MAX));
+        Self { acceptor: Acceptor::new(listener, "operators"), room }
+    }
+}
 
 impl axum::serve::Listener for Accept {
-    type Io = BoxStream;
+    type Io = Counted;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (BoxStream, SocketAddr) {
+    async fn accept(&mut self) -> (Counted, SocketAddr) {
         loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept an operator's connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+            let (stream, address) = self.acceptor.accept().await;
+            match self.room.clone().try_acquire_owned() {
+                Ok(place) => return (Counted { stream, _place: place }, address),
+                Err(_) => tracing::debug!(%address, "an operator is refused: too many connections"),
             }
         }
     }
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.acceptor.local_addr()
+    }
+}
+
+/// A connection with its place, which is free again when it ends.
+struct Counted {
+    stream: BoxStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meridian_seam::clock::millis;
-use meridian_seam::net::{BoxStream, Listener};
+use meridian_seam::net::{Acceptor, BoxStream, Listener};
 use parking_lot::Mutex;
 
 use super::connection::{self, Service};
@@ -75,16 +75,9 @@ pub(super) async fn accept_clients(
     listener: Box<dyn Listener>,
     port: Port,
 ) {
+    let mut acceptor = Acceptor::new(listener, "clients");
     loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, for instance: others must get a chance to close some.
-                tracing::warn!(%error, "cannot accept a client's connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let (stream, peer) = acceptor.accept().await;
         match Admission::new(&service, &door.per_address, peer.ip()) {
             Ok(admission) => {
                 service.hub.metrics.admissions.fetch_add(1, Ordering::Relaxed);
@@ -138,7 +131,7 @@ impl Admission {
     fn new(service: &Arc<Service>, per_address: &PerAddress, address: IpAddr) -> Result<Self, &'static str> {
         let options = &service.options;
         if service.hub.metrics.connections() >= options.connections_max as u64 {
-            return Err("too many connections");
+            return Err("too many connections (client.connections_max, or the limit of open files)");
         }
         let mut counts = per_address.lock();
         let count = counts.entry(address).or_insert(0);

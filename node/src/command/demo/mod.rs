@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use meridian_seam::open_files;
 use meridian_topology::matrix::{self, Matrix};
 use meridian_wan::{Wan, control};
 use serde::Serialize;
@@ -108,6 +109,8 @@ fn parse_voters(text: &str) -> Result<u8, String> {
 }
 
 pub(super) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    // All that the servers say to each other from afar passes through this process.
+    let _ = open_files::raise_limit();
     let runtime = tokio::runtime::Runtime::new()?;
     match &args.link {
         Some(command) => runtime.block_on(control_links(command, args.control)),
