@@ -296,6 +296,7 @@ async fn serve_peer(connection: PeerConnection, stream: BoxStream) -> io::Result
         None => stream,
     };
     tokio::select! {
+        biased;
         served = rpc::serve(stream, &connection) => served,
         () = connection.stays_silent() => Err(io::Error::new(io::ErrorKind::TimedOut, "no greeting came")),
     }
