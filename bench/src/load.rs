@@ -260,7 +260,10 @@ impl Load {
             outcome.completed > 0,
             "no request succeeded in {} s; the first error: {}",
             self.shape.seconds,
-            outcome.first_error.as_deref().unwrap_or("none")
+            outcome
+                .first_error
+                .as_deref()
+                .unwrap_or("none, for none was answered: the servers or their disk hung")
         );
         let operations = outcome.completed as f64;
         let seconds = f64::from(self.shape.seconds);
