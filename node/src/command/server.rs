@@ -235,12 +235,19 @@ fn connections_max(configured: Option<usize>) -> usize {
     let configured_max = configured.unwrap_or(usize::MAX);
     let Some(limit) = open_files::raise_limit() else { return configured_max };
     let fitting = limit - limits::FILES_RESERVED.min(limit / 2);
-    if configured.is_some_and(|configured| configured > fitting) {
+    if configured.is_some_and(|configured| configured > fitting && configured != limits::CONNECTIONS_MAX) {
         tracing::warn!(
             open_files_max = limit,
             connections_max = fitting,
             "the limit of open files (ulimit -n, systemd's LimitNOFILE) leaves room for fewer clients' connections than \
              client.connections_max, {configured_max}"
+        );
+    } else if fitting < configured_max {
+        tracing::info!(
+            open_files_max = limit,
+            connections_max = fitting,
+            "clients may have as many connections as the limit of open files (ulimit -n, systemd's LimitNOFILE) leaves \
+             room for"
         );
     }
     fitting.min(configured_max)
