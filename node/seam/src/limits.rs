@@ -56,14 +56,14 @@ pub const CONNECTIONS_MAX: usize = 65_536;
 
 /// File descriptors that clients' connections leave to the log, snapshots, operators and other servers; half of all
 /// where there are few. [`PEER_CONNECTIONS_MAX`] and [`OPERATOR_CONNECTIONS_MAX`] are within it.
-pub const FILES_RESERVED: usize = 1_024;
+pub const FILES_RESERVED: usize = 1_536;
 
-/// Connections accepted from the other servers of a region, all together. Beyond it new ones are closed at once: each
-/// server makes a few.
-pub const PEER_CONNECTIONS_MAX: usize = 256;
+/// Connections accepted from the other servers of a region, all together: three from each of as many as can be numbered.
+/// Beyond it new ones are closed at once.
+pub const PEER_CONNECTIONS_MAX: usize = 768;
 
 /// Connections accepted from operators, at each address. Beyond it new ones are closed at once.
-pub const OPERATOR_CONNECTIONS_MAX: usize = 256;
+pub const OPERATOR_CONNECTIONS_MAX: usize = 128;
 
 /// Writes of one server that are not yet applied. Beyond it its connections wait, which is the
 /// counterpart of ZooKeeper's globalOutstandingLimit.
