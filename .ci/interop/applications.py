@@ -75,6 +75,10 @@ class Ensemble:
         command = [self.binary, "server", "--config", f"{self.directory}/{number}/zoo.cfg"]
         self.processes.start(f"server {number}", command)
 
+    def start_again(self, number):
+        self.start(number)
+        eventually("the server is back", lambda: self.mode(number) in ("leader", "follower"))
+
     def hosts(self):
         return ",".join(f"127.0.0.1:{port}" for port in self.clients)
 
@@ -457,8 +461,7 @@ def check_clickhouse(binary):
                 for number in (0, 1):
                     clickhouse.insert(number, first, 1_000)
                     first += 1_000
-            ensemble.start(killed)
-            eventually("the server is back", lambda: ensemble.mode(killed) in ("leader", "follower"))
+            ensemble.start_again(killed)
         eventually("parts are merged", lambda: clickhouse.try_query(1, "optimize table t final") == ("", ""))
         for number in (0, 1):
             eventually(f"replica {number} has every row once", lambda: clickhouse.rows(number) == [str(first)] * 2)
@@ -489,7 +492,7 @@ class Flink:
 
     def start(self, number):
         directory = f"{self.ensemble.directory}/flink-{number}"
-        os.makedirs(directory, exist_ok=True)
+        os.mkdir(directory)
         with open(f"{directory}/config.yaml", "w") as file:
             json.dump(self.configuration(number), file)
         with open(f"{directory}/log4j2.properties", "w") as file:
@@ -535,8 +538,7 @@ def check_flink(binary):
             killed = ensemble.kill_leader()
             # Curator's latch gives up the lead with the connection, and whoever is first in line has it again.
             eventually("a job manager leads", lambda: flink.leading() is not None)
-            ensemble.start(killed)
-            eventually("the server is back", lambda: ensemble.mode(killed) in ("leader", "follower"))
+            ensemble.start_again(killed)
         first = eventually("a job manager leads", lambda: (lead := flink.leading()) is not None and (lead,))[0]
         say(f"kill -9 of job manager {first}")
         flink.processes.kill(f"job manager {first}")

@@ -189,8 +189,8 @@ class Session(Client):
         """Events of one write to several znodes come in the order of a hash table where a session has ended."""
         told = []
         for zxid, reader in events:
-            kind, state, path = reader.int(), reader.int(), reader.buffer()
-            event = ("event", self.side.made_by(zxid), kind, state, as_utf8(path))
+            kind, state, path = reader.int(), reader.int(), as_utf8(reader.buffer())
+            event = ("event", self.side.made_by(zxid), kind, state, path)
             at = len(told)
             while zxid in self.side.ends and at and told[at - 1][1] == event[1] and told[at - 1][4] > path:
                 at -= 1
@@ -456,8 +456,12 @@ class Reconnect:
             old.close()
         answer = session.begin(zxid=session.side.zxid_at(self.share), session=session.session)
         if self.takes_over:
-            # Which is closed here, soon; a ZooKeeper on its own leaves that to the client.
+            new, session.stream = session.stream, old
+            told = session.exchange(name, [(wire.WHO, b"")])[-1]
+            # It is closed here, soon; a ZooKeeper on its own leaves that to the client.
+            answer = answer, told == "closed" or (told[0], told[2]) == ("as asked", 0)
             old.close()
+            session.stream = new
         return [answer]
 
     def __str__(self):

@@ -54,9 +54,9 @@ pub const CLIENT_HANDSHAKES_MAX: usize = 1_024;
 /// Client connections per server, all addresses together. Beyond it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 65_536;
 
-/// File descriptors that clients' connections leave to the log, snapshots, operators and other servers; half of all
-/// where there are few. [`PEER_CONNECTIONS_MAX`] and [`OPERATOR_CONNECTIONS_MAX`] are within it.
-pub const FILES_RESERVED: usize = 1_536;
+/// File descriptors that clients' connections leave to other servers, operators at two addresses, and the log and
+/// snapshots; half of all where there are few.
+pub const FILES_RESERVED: usize = PEER_CONNECTIONS_MAX + 2 * OPERATOR_CONNECTIONS_MAX + 512;
 
 /// Connections accepted from the other servers of a region, all together: three from each of as many as can be numbered.
 /// Beyond it new ones are closed at once.

@@ -32,21 +32,21 @@ pub trait Listener: Send + Sync {
 }
 
 /// Accepts for one task, and goes on after failures: out of file descriptors, every attempt fails until others have
-/// closed some. The log tells of that every ten seconds at most.
+/// closed some.
 pub struct Acceptor {
     listener: Box<dyn Listener>,
     whose: &'static str,
-    warned: Option<Instant>,
+    failures: WarningPace,
+    refusals: WarningPace,
 }
 
 /// How long an [`Acceptor`] waits after a failure.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const ACCEPT_WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Acceptor {
     /// `whose` connections they are, for the log.
     pub fn new(listener: Box<dyn Listener>, whose: &'static str) -> Self {
-        Self { listener, whose, warned: None }
+        Self { listener, whose, failures: WarningPace::default(), refusals: WarningPace::default() }
     }
 
     /// The next connection and the address of its other end.
@@ -68,11 +68,35 @@ impl Acceptor {
         self.listener.local_addr()
     }
 
-    fn failed(&mut self, error: &io::Error) {
-        if self.warned.is_none_or(|warned| warned.elapsed() >= ACCEPT_WARNING_INTERVAL) {
-            self.warned = Some(Instant::now());
+    /// Has the log tell that a connection is closed at once, since `connections_max` are open.
+    pub fn refused(&self, peer: SocketAddr, connections_max: usize) {
+        if self.refusals.is_due() {
+            tracing::warn!(whose = self.whose, %peer, connections_max, "connection refused: too many are open");
+        }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        if self.failures.is_due() {
             tracing::warn!(whose = self.whose, %error, "cannot accept connections; trying again");
         }
+    }
+}
+
+/// Paces warnings of what strangers can cause as often as they like: one every ten seconds at most.
+#[derive(Default)]
+pub struct WarningPace(Mutex<Option<Instant>>);
+
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+impl WarningPace {
+    /// Whether to warn now; if so, not again for ten seconds.
+    pub fn is_due(&self) -> bool {
+        let mut last = self.0.lock();
+        let due = last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
     }
 }
 
@@ -303,5 +327,20 @@ impl Listener for SystemListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn warnings_come_once_in_ten_seconds() {
+        let pace = WarningPace::default();
+        assert!(pace.is_due());
+        tokio::time::advance(WARNING_INTERVAL - Duration::from_millis(1)).await;
+        assert!(!pace.is_due());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(pace.is_due() && !pace.is_due());
     }
 }

@@ -2,8 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the limit of this process as far as it may go without being privileged, and returns it if there is one. What
-/// is usual, 1,024, is there for programs that wait by means of `select`.
+/// Raises the limit of this process as far as it may go without being privileged, and returns it if there is one. The
+/// usual 1,024 protects programs that call `select`, which this one does not.
 pub fn raise_limit() -> Option<usize> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised =

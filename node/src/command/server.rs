@@ -135,6 +135,7 @@ async fn serve(
     let part = mesh_part(&config, identity.clone())?;
     let mut options = options(&config, identity.clone())?;
     options.engine = Some(engine);
+    options.connections_max = connections_max(options.connections_max);
     let running = MeshServer::start(environment.clone(), options, part).await?;
     add_routes(&config, &environment, running.server());
     add_actions(&running);
@@ -205,7 +206,10 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
     options.admin_optional = config.admin.optional;
     options.metrics_listen = config.admin.metrics_listen.clone();
     options.reconfig_enabled = config.client.reconfig;
-    options.connections_max = connections_max(Some(config.client.connections_max).filter(|max| *max > 0));
+    options.connections_max = match config.client.connections_max {
+        0 => usize::MAX,
+        max => max,
+    };
     options.tick = Duration::from_millis(config.tick_ms);
     options.session_timeout_min = Some(ms(config.session_timeout_min_ms()));
     options.session_timeout_max = Some(ms(config.session_timeout_max_ms()));
@@ -231,26 +235,20 @@ fn options(config: &ServerConfig, identity: Option<Arc<Identity>>) -> anyhow::Re
 
 /// How many clients may be connected: as configured, but no more than leaves the log and the other servers the files
 /// that they need. The limit of open files is raised first, as Java does for ZooKeeper.
-fn connections_max(configured: Option<usize>) -> usize {
-    let configured_max = configured.unwrap_or(usize::MAX);
-    let Some(limit) = open_files::raise_limit() else { return configured_max };
+fn connections_max(configured: usize) -> usize {
+    const FEWER: &str = "the limit of open files (ulimit -n, systemd's LimitNOFILE) leaves room for fewer clients' \
+                         connections than client.connections_max";
+    let Some(limit) = open_files::raise_limit() else { return configured };
     let fitting = limit - limits::FILES_RESERVED.min(limit / 2);
-    if configured.is_some_and(|configured| configured > fitting && configured != limits::CONNECTIONS_MAX) {
-        tracing::warn!(
-            open_files_max = limit,
-            connections_max = fitting,
-            "the limit of open files (ulimit -n, systemd's LimitNOFILE) leaves room for fewer clients' connections than \
-             client.connections_max, {configured_max}"
-        );
-    } else if fitting < configured_max {
-        tracing::info!(
-            open_files_max = limit,
-            connections_max = fitting,
-            "clients may have as many connections as the limit of open files (ulimit -n, systemd's LimitNOFILE) leaves \
-             room for"
-        );
+    let nobody_asked = [limits::CONNECTIONS_MAX, usize::MAX].contains(&configured);
+    if fitting >= configured {
+        return configured;
+    } else if nobody_asked {
+        tracing::info!(open_files_max = limit, connections_max = fitting, "{FEWER}");
+    } else {
+        tracing::warn!(open_files_max = limit, connections_max = fitting, configured, "{FEWER}");
     }
-    fitting.min(configured_max)
+    fitting
 }
 
 /// The server's part in its mesh; only servers that may lead, and have certificates, have a bridge.

@@ -258,7 +258,7 @@ pub(super) async fn serve_peers(
         let (stream, address) = acceptor.accept().await;
         while connections.try_join_next().is_some() {}
         if connections.len() >= limits::PEER_CONNECTIONS_MAX {
-            tracing::debug!(%address, "a peer is refused: too many connections");
+            acceptor.refused(address, limits::PEER_CONNECTIONS_MAX);
             continue;
         }
         let connection = PeerConnection {

@@ -116,7 +116,7 @@ impl axum::serve::Listener for Accept {
             let (stream, address) = self.acceptor.accept().await;
             match self.room.clone().try_acquire_owned() {
                 Ok(place) => return (Counted { stream, _place: place }, address),
-                Err(_) => tracing::debug!(%address, "an operator is refused: too many connections"),
+                Err(_) => self.acceptor.refused(address, limits::OPERATOR_CONNECTIONS_MAX),
             }
         }
     }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use meridian_seam::clock::millis;
-use meridian_seam::net::{Acceptor, BoxStream, Listener};
+use meridian_seam::net::{Acceptor, BoxStream, Listener, WarningPace};
 use parking_lot::Mutex;
 
 use super::connection::{self, Service};
@@ -20,8 +19,7 @@ pub(super) struct Door {
     per_address: PerAddress,
     /// Connections let in so far; each is known by its number.
     admitted: AtomicU64,
-    /// When the log last told of somebody turned away, ms of the monotonic clock.
-    warned_ms: AtomicU64,
+    warnings: WarningPace,
 }
 
 /// What a port speaks.
@@ -36,16 +34,13 @@ pub(super) enum Port {
 /// Connections open per address.
 type PerAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
-/// How often the log tells of clients turned away.
-const WARNING_INTERVAL_MS: u64 = 10_000;
-
 impl Door {
     pub(super) fn new(tls: Option<Arc<Tls>>) -> Arc<Self> {
         Arc::new(Self {
             tls,
             per_address: PerAddress::default(),
             admitted: AtomicU64::new(0),
-            warned_ms: AtomicU64::new(0),
+            warnings: WarningPace::default(),
         })
     }
 
@@ -58,11 +53,8 @@ impl Door {
         }
     }
 
-    fn warn(&self, service: &Service, peer: SocketAddr, reason: &str) {
-        let now = millis(service.hub.now());
-        let last = self.warned_ms.load(Ordering::Relaxed);
-        if last == 0 || now.saturating_sub(last) > WARNING_INTERVAL_MS {
-            self.warned_ms.store(now, Ordering::Relaxed);
+    fn warn(&self, peer: SocketAddr, reason: &str) {
+        if self.warnings.is_due() {
             tracing::warn!(%peer, reason, "client refused");
         }
     }
@@ -85,7 +77,7 @@ pub(super) async fn accept_clients(
             }
             Err(reason) => {
                 service.hub.metrics.connections_rejected.fetch_add(1, Ordering::Relaxed);
-                door.warn(&service, peer, reason);
+                door.warn(peer, reason);
             }
         }
     }
@@ -107,7 +99,7 @@ async fn serve_client(
         Ok(secured) => secured,
         Err(error) => {
             service.hub.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-            return door.warn(&service, peer, &error.to_string());
+            return door.warn(peer, &error.to_string());
         }
     };
     let number = door.admitted.fetch_add(1, Ordering::Relaxed) + 1;

@@ -110,7 +110,7 @@ fn parse_voters(text: &str) -> Result<u8, String> {
 
 pub(super) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     // All that the servers say to each other from afar passes through this process.
-    let _ = open_files::raise_limit();
+    open_files::raise_limit();
     let runtime = tokio::runtime::Runtime::new()?;
     match &args.link {
         Some(command) => runtime.block_on(control_links(command, args.control)),
